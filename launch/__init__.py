@@ -1,0 +1,1 @@
+"""Distributed training: the entry point and the DeepSpeed engine."""

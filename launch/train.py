@@ -1,0 +1,38 @@
+"""Train one stage: the script under `deepspeed`, `torchrun` or plain `python`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from mstl.cli.training_options import training_options
+from shards.errors import MstlError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@training_options
+@click.option("--local_rank", hidden=True, help="Given by the deepspeed launcher; the environment is used instead.")
+def main(local_rank: str | None, **options: Any) -> None:  # noqa: ARG001 - see the option
+    """Train one stage on this process's device; start it under deepspeed or torchrun for many.
+
+    \b
+    deepspeed launch/train.py --stage stl_n
+    deepspeed --num_gpus 2 launch/train.py --stage finetune --set optim.epochs=50
+    """
+    # Imported late, so that --help and a mistyped option answer at once.
+    from launch.run import run
+    from mstl.job import Request
+
+    try:
+        sys.exit(run(Request(**options)))
+    except MstlError as error:
+        rank = os.environ.get("RANK", "0")
+        click.echo(f"Error: {error}" if rank == "0" else f"Error on rank {rank}: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

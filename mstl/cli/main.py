@@ -1,0 +1,80 @@
+"""The `mstl` command: its subcommands, loaded when called, and the one error boundary."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from mstl import __version__
+from shards.errors import MstlError
+
+# Name → what `mstl --help` says of it; each lives in mstl/cli/NAME.py as `command`. Listing them here keeps
+# `mstl --help` free of torch, DALI and DeepSpeed.
+COMMANDS = {
+    "sample": "Write the synthetic sample data in the real raw layouts.",
+    "shard": "Convert raw images to tar shards.",
+    "train": "Train one stage.",
+    "evaluate": "Measure a trained run on a split.",
+    "explain": "Draw Grad-CAM and attention heatmaps of a run.",
+    "report": "Write one HTML report of several runs.",
+    "demo": "Run the whole chain on the sample data.",
+}
+
+
+class _Lazy(click.Group):
+    """A group that imports a command only when it is called (the context is of no interest to it)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"mstl.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mstl")
+def group() -> None:
+    """Multi-stage attentive transfer learning: shards, device pipelines, distributed stages, evidence.
+
+    \b
+    The paper's chain on your own data:
+      mstl shard --src imagenet --root ILSVRC2012      once for each of imagenet, covidx, covid19-ct
+      mstl train --stage stl_n                         then stl_m, sstl_m, finetune
+      mstl evaluate runs/finetune --split test
+      mstl report runs/* --out report.html
+
+    `mstl demo` does all of it on generated data in a few minutes.
+    """
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 an expected failure, 2 usage, 3 a bug (with traceback), 130 interrupted."""
+    try:
+        code = group.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MstlError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except Exception:  # noqa: BLE001 - the boundary: whatever else arrives here is a bug, shown whole
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

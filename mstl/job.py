@@ -1,0 +1,206 @@
+"""What a training job will do, settled and checked before any device is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mstl.checkpoint import newest_checkpoint
+from mstl.models.registry import full_name
+from mstl.recipes import PRINTED, RESOLVED, Flavour, Recipe, build_recipe, flatten
+from mstl.runs import RUN_SCHEMA, RunRecord, finished_runs, git_revision, now, open_run, software, weights_digest
+from mstl.stages import STAGES, StageSpec
+from shards.errors import MstlError
+from shards.schema import MANIFEST_NAME, Manifest, load_manifest
+
+Resume = Literal["auto", "must", "never"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the user asked for; None is the default named in `mstl train --help`."""
+
+    stage: str
+    model: str = "resnet50-attn5"
+    shards: Path | None = None
+    out: Path | None = None
+    init_from: str | None = None
+    seed: int = 0
+    resume: Resume = "auto"
+    flavour: Flavour = "resolved"
+    config: Path | None = None
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parent:
+    """The weights a stage starts from: a run's, or a file from elsewhere."""
+
+    weights: Path
+    run: Path | None
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A checked request: everything a rank needs to build its part."""
+
+    spec: StageSpec
+    model: str
+    recipe: Recipe
+    flavour: Flavour
+    shards: Path
+    manifest: Manifest
+    out: Path
+    parent: Parent | None
+    seed: int
+    previous: RunRecord | None
+
+    @property
+    def finished(self) -> bool:
+        """The same job has already been done."""
+        return self.previous is not None and self.previous.status == "finished"
+
+
+def plan_job(request: Request) -> Job:
+    """Check a request and fill in its defaults; raises MstlError with the remedy for whatever is missing or wrong."""
+    spec = STAGES[request.stage]
+    model = full_name(request.model)
+    recipe = build_recipe(spec.name, flavour=request.flavour, config=request.config, overrides=request.overrides)
+    shards = request.shards or Path("data/shards") / spec.source
+    if not (shards / MANIFEST_NAME).is_file():
+        raise MstlError(
+            f"shard set {shards}",
+            why=f"it is not there, and stage {spec.name} trains on it",
+            remedy=f"Make it with: mstl shard --src {spec.source} --out {shards}",
+        )
+    manifest = load_manifest(shards)
+    manifest.shards("train")
+    out = request.out or Path("runs") / spec.name
+    job = Job(
+        spec=spec,
+        model=model,
+        recipe=recipe,
+        flavour=request.flavour,
+        shards=shards,
+        manifest=manifest,
+        out=out,
+        parent=_find_parent(request, spec, model),
+        seed=request.seed,
+        previous=open_run(out) if (out / "run.json").is_file() else None,
+    )
+    _check_out(job, request.resume)
+    return job
+
+
+def record(job: Job, *, world_size: int, device: str, carry: dict[str, Any] | None) -> dict[str, Any]:
+    """The body of run.json at the start of a job."""
+    started = job.previous.body["started"] if job.previous is not None else now()
+    return {
+        "schema": RUN_SCHEMA,
+        **_identity(job),
+        "flavour": job.flavour,
+        "printed": {item.field: {"value": item.value, "why": item.why} for item in PRINTED[job.spec.name]},
+        "resolved": flatten(RESOLVED[job.spec.name]),
+        "world_size": world_size,
+        "carry": carry,
+        "software": software(),
+        "device": device,
+        "git": git_revision(),
+        "status": "running",
+        "started": started,
+        "finished": None,
+        "wall_seconds": job.previous.body["wall_seconds"] if job.previous is not None else 0.0,
+    }
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What must be equal for a job to be the continuation of an older one."""
+    parent = job.parent
+    return {
+        "stage": job.spec.name,
+        "model": job.model,
+        "recipe": job.recipe.model_dump(mode="json"),
+        "seed": job.seed,
+        "parent": None if parent is None else {"path": str(parent.run or parent.weights), "digest": parent.digest},
+        "shards": {
+            "path": str(job.shards),
+            "digest": job.manifest.digest(),
+            "source": job.manifest.source,
+            "classes": list(job.manifest.classes),
+        },
+    }
+
+
+def _find_parent(request: Request, spec: StageSpec, model: str) -> Parent | None:
+    if request.init_from == "none" or (request.init_from is None and spec.parent is None):
+        return None
+    if request.init_from is not None:
+        return _named_parent(Path(request.init_from))
+    root = (request.out or Path("runs") / spec.name).parent
+    candidates = finished_runs(root, str(spec.parent), model)
+    if not candidates:
+        raise MstlError(
+            f"stage {spec.name}",
+            why=f"it starts from a finished {spec.parent} run of {model}, and {root} holds none",
+            remedy=f"Run mstl train --stage {spec.parent} first, name a run or a weights file with --init-from, "
+            "or start from random weights with --init-from none",
+        )
+    return _run_parent(candidates[-1])
+
+
+def _named_parent(path: Path) -> Parent:
+    if path.is_dir():
+        return _run_parent(open_run(path))
+    if not path.is_file():
+        raise MstlError(
+            f"--init-from {path}", why="there is no such run or file", remedy="Name a run folder or a weights file"
+        )
+    return Parent(weights=path, run=None, digest=weights_digest(path))
+
+
+def _run_parent(run: RunRecord) -> Parent:
+    if not run.weights.is_file():
+        raise MstlError(
+            f"run {run.path}",
+            why=f"it has no weights yet (status: {run.status})",
+            remedy=f"Finish it: mstl train --stage {run.stage} --out {run.path} with its own options",
+        )
+    return Parent(weights=run.weights, run=run.path, digest=weights_digest(run.weights))
+
+
+def _check_out(job: Job, resume: Resume) -> None:
+    if job.previous is None:
+        if resume == "must":
+            raise MstlError(f"--resume must: {job.out}", why="there is no run there", remedy="Use --resume auto")
+        if job.out.is_dir() and any(job.out.iterdir()):
+            raise MstlError(
+                f"--out {job.out}", why="it holds files but no run", remedy="Name a new folder, or empty this one"
+            )
+        return
+    if resume == "never":
+        raise MstlError(
+            f"--out {job.out}",
+            why=f"it holds a run already (status: {job.previous.status})",
+            remedy="Name another folder, or continue with --resume auto",
+        )
+    new, old = _identity(job), job.previous.body
+    # Where the shard set or the parent lies does not matter, what it holds does.
+    pairs = [(name, new[name], old.get(name)) for name in ("stage", "model", "seed")]
+    pairs += [("shards", new["shards"]["digest"], old["shards"]["digest"])]
+    pairs += [("parent", (new["parent"] or {}).get("digest"), (old["parent"] or {}).get("digest"))]
+    before = {f"{s}.{f}": v for s, values in old["recipe"].items() for f, v in values.items()}
+    pairs += [(name, value, before.get(name)) for name, value in flatten(job.recipe).items()]
+    differing = [f"{name} is {now_!r} and was {was!r}" for name, now_, was in pairs if now_ != was]
+    if differing:
+        raise MstlError(
+            f"--out {job.out}",
+            why="it holds another run: " + "; ".join(differing[:4]),
+            remedy="Name another folder with --out, or repeat the options of that run to continue it",
+        )
+    if resume == "must" and not job.finished and newest_checkpoint(job.out / "checkpoints") is None:
+        raise MstlError(
+            f"--resume must: {job.out}", why="it holds no whole checkpoint", remedy="Start over with --resume auto"
+        )

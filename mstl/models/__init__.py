@@ -1,0 +1,1 @@
+"""Networks: residual backbones with attention, and the classifier over them."""

@@ -1,0 +1,170 @@
+"""The run folder: its record (run.json), its metrics log, and finding the runs there are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mstl.models.classifier import Classifier
+from mstl.models.registry import build_backbone
+from mstl.weights import carry_over, load_weights
+from shards.errors import MstlError
+from shards.files import sha256_file, write_atomic
+
+RUN_SCHEMA = 1
+WEIGHTS_NAME = "weights.safetensors"
+METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What run.json says of a run; `body` is all of it."""
+
+    path: Path
+    stage: str
+    model: str
+    recipe: dict[str, dict[str, Any]]
+    classes: list[str]
+    shards: Path
+    shards_digest: str
+    image_size: int
+    status: str
+    body: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS_NAME
+
+
+def open_run(path: Path) -> RunRecord:
+    """Read a run folder's record; raises MstlError when there is none or it is of another version."""
+    file = path / "run.json"
+    if not file.is_file():
+        raise MstlError(f"run {path}", why="it has no run.json", remedy="Name a folder that mstl train made")
+    try:
+        body = json.loads(file.read_text())
+        if body["schema"] != RUN_SCHEMA:
+            raise MstlError(
+                str(file),
+                why=f"it has schema {body['schema']!r}, this program reads {RUN_SCHEMA}",
+                remedy="Use the version of MSTL that made the run",
+            )
+        return RunRecord(
+            path=path,
+            stage=body["stage"],
+            model=body["model"],
+            recipe=body["recipe"],
+            classes=list(body["shards"]["classes"]),
+            shards=Path(body["shards"]["path"]),
+            shards_digest=body["shards"]["digest"],
+            image_size=int(body["recipe"]["data"]["image_size"]),
+            status=body["status"],
+            body=body,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise MstlError(str(file), why=f"it cannot be read ({error!r})", remedy="Train the run again") from error
+
+
+def load_classifier(run: RunRecord) -> Classifier:
+    """The trained network of a supervised run, on the CPU in evaluation mode; raises MstlError when it has none."""
+    weights = load_weights(run.weights)
+    head = {name.removeprefix("fc."): value for name, value in weights.items() if name.startswith("fc.")}
+    if not head:
+        raise MstlError(
+            f"run {run.path}",
+            why=f"stage {run.stage} has no classifier",
+            remedy="Name a run of stl_n, stl_m or finetune",
+        )
+    backbone = build_backbone(run.model)
+    carry_over(weights, backbone)
+    classifier = Classifier(backbone, len(run.classes))
+    classifier.fc.load_state_dict(head)
+    return classifier.eval()
+
+
+def write_record(path: Path, body: Mapping[str, Any]) -> None:
+    """Write run.json atomically."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / "run.json", (json.dumps(body, indent=1) + "\n").encode())
+
+
+def finished_runs(root: Path, stage: str, model: str) -> list[RunRecord]:
+    """The finished runs of a stage and network directly under a folder, oldest first."""
+    found = []
+    for file in sorted(root.glob("*/run.json")):
+        try:
+            record = open_run(file.parent)
+        except MstlError:
+            continue  # somebody else's folder or a broken run is no candidate
+        if (record.stage, record.model, record.status) == (stage, model, "finished"):
+            found.append(record)
+    return sorted(found, key=lambda record: str(record.body["finished"]))
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a weights file: what a child run records of its parent."""
+    return sha256_file(path)
+
+
+class MetricsLog:
+    """metrics.jsonl, appended line by line; after a resume it holds each step once."""
+
+    def __init__(self, run: Path, *, resume_step: int) -> None:
+        """Keep the lines up to `resume_step` (0: none) and continue behind them."""
+        self._path = run / METRICS_NAME
+        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= resume_step]
+        write_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = self._path.open("a", buffering=1)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl; empty when it has none."""
+    return [json.loads(line) for line in _lines(run / METRICS_NAME)]
+
+
+def _lines(path: Path) -> list[str]:
+    """The complete lines: a kill may leave half of one at the end."""
+    if not path.is_file():
+        return []
+    complete = path.read_text().rpartition("\n")[0]
+    return [line for line in complete.split("\n") if line.strip()]
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def software() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("mstl", "torch", "torchvision", "nvidia-dali-cuda130", "deepspeed", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def git_revision() -> str | None:
+    """The commit of the code in use with `+` when it has changes, or None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

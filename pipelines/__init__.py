@@ -1,0 +1,1 @@
+"""Data in motion: DALI graphs (decode, augment, lobes) and the Loader."""

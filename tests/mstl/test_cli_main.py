@@ -1,0 +1,76 @@
+"""The command's outside: help without heavy imports, exit codes, one line for an expected failure."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mstl.cli import main as cli
+from mstl.cli.train import launcher_command
+from mstl.cli.training_options import as_arguments
+from shards.errors import MstlError
+
+
+def test_help_imports_nothing_heavy_and_names_every_command() -> None:
+    code = (
+        "import sys\n"
+        "from mstl.cli.main import group\n"
+        "from click.testing import CliRunner\n"
+        "for words in [['--help'], ['train', '--help'], ['shard', '--help'], ['demo', '--help']]:\n"
+        "    result = CliRunner().invoke(group, words)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'nvidia.dali', 'deepspeed', 'torchvision', 'matplotlib', 'torchmetrics', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_that_teaches(name: str) -> None:
+    result = CliRunner().invoke(cli.group, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert len(result.output.splitlines()) > 8
+    assert name in cli.group.list_commands(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (MstlError("thing", why="it is broken", remedy="Mend it"), 1, "Error: thing: it is broken. Mend it\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (ZeroDivisionError("a bug"), 3, "ZeroDivisionError: a bug"),
+    ],
+)
+def test_the_error_boundary(
+    error: BaseException,
+    code: int,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.group, "main", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert shown in capsys.readouterr().err
+
+
+def test_usage_errors_exit_with_2() -> None:
+    for words in (["nonsense"], ["train"], ["train", "--stage", "stl_x"], ["sample", "--seed", "-1"]):
+        done = subprocess.run([sys.executable, "-m", "mstl", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done
+        assert "Traceback" not in done.stderr
+
+
+def test_options_reach_the_training_script_unchanged() -> None:
+    options = {"stage": "stl_n", "init_from": "runs/x", "shards": None, "overrides": ("a.b=1", "c.d=x y")}
+    arguments = as_arguments(options)
+    assert arguments == ["--stage", "stl_n", "--init-from", "runs/x", "--set", "a.b=1", "--set", "c.d=x y"]
+    words = launcher_command(options, 2)
+    assert words[-len(arguments) - 1].endswith("launch/train.py")
+    assert words[words.index("--num_gpus") + 1] == "2"

@@ -1,0 +1,180 @@
+"""A job is settled and checked before any device is touched: defaults, parents, and what --out holds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mstl.job import Job, Request, plan_job, record
+from mstl.models.classifier import Classifier
+from mstl.models.registry import build_backbone
+from mstl.runs import write_record
+from mstl.weights import save_weights
+from shards.errors import MstlError
+from shards.schema import Manifest, Shard
+
+MODEL = "resnet14-attn5"
+
+
+def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes")) -> Path:
+    """A manifest alone: planning reads nothing else of a shard set."""
+    shard = Shard(
+        path="train/000000.tar",
+        index="train/000000.idx",
+        samples=8,
+        first_id=0,
+        bytes=1,
+        sha256="0" * 64,
+        index_sha256="0" * 64,
+        class_counts=(4, 4),
+    )
+    folder.mkdir(parents=True)
+    Manifest(
+        source=source,
+        modality="ct",
+        classes=classes,
+        splits={"train": (shard,)},
+        options={},
+        seed=0,
+        tool_version="test",
+        refused=0,
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the shard sets at their default places."""
+    monkeypatch.chdir(tmp_path)
+    for source in ("imagenet", "covidx", "covid19-ct"):
+        write_set(tmp_path / "data" / "shards" / source, source)
+    return tmp_path
+
+
+def finish(job: Job, name: str | None = None) -> Path:
+    """What a finished training of the job leaves, at its own place or beside it."""
+    out = job.out if name is None else job.out.parent / name
+    backbone = build_backbone(job.model)
+    classifier = Classifier(backbone, 2)
+    write_record(
+        out,
+        {
+            **record(job, world_size=1, device="CPU", carry=None),
+            "status": "finished",
+            "finished": "2026-01-01T00:00:00+00:00",
+        },
+    )
+    save_weights(out / "weights.safetensors", {**backbone.state_dict(), **classifier.fc.state_dict(prefix="fc.")})
+    return out
+
+
+def test_defaults(place: Path) -> None:
+    job = plan_job(Request(stage="stl_n"))
+    assert (job.shards, job.out, job.model) == (Path("data/shards/imagenet"), Path("runs/stl_n"), "resnet50-attn5")
+    assert (job.parent, job.previous, job.finished) == (None, None, False)
+
+
+def test_a_missing_shard_set_names_the_command_that_makes_it(place: Path) -> None:
+    with pytest.raises(MstlError) as caught:
+        plan_job(Request(stage="stl_m", shards=Path("elsewhere"), init_from="none"))
+    assert caught.value.remedy == "Make it with: mstl shard --src covidx --out elsewhere"
+
+
+def test_a_missing_stage_before_is_refused_with_the_ways_out(place: Path) -> None:
+    with pytest.raises(MstlError, match="starts from a finished stl_n run of resnet14-attn5") as caught:
+        plan_job(Request(stage="stl_m", model=MODEL))
+    assert "--init-from none" in caught.value.remedy
+    assert "mstl train --stage stl_n" in caught.value.remedy
+
+
+def test_the_newest_finished_run_of_the_stage_before_is_the_default(place: Path) -> None:
+    first = plan_job(Request(stage="stl_n", model=MODEL))
+    run = finish(first)
+    finish(replace(first, model="resnet14-attn0"), "other-network")
+    job = plan_job(Request(stage="stl_m", model=MODEL))
+    assert job.parent is not None
+    assert job.parent.run == run
+    assert plan_job(Request(stage="stl_m", model=MODEL, init_from="none")).parent is None
+
+
+def test_weights_may_come_from_a_file(place: Path) -> None:
+    save_weights(place / "from_elsewhere.safetensors", {"x": torch.zeros(1)})
+    job = plan_job(Request(stage="stl_m", model=MODEL, init_from="from_elsewhere.safetensors"))
+    assert job.parent is not None
+    assert (job.parent.run, job.parent.weights.name) == (None, "from_elsewhere.safetensors")
+    with pytest.raises(MstlError, match="no such run or file"):
+        plan_job(Request(stage="stl_m", model=MODEL, init_from="missing"))
+
+
+def test_an_unfinished_parent_is_refused(place: Path) -> None:
+    run = finish(plan_job(Request(stage="stl_n", model=MODEL)))
+    (run / "weights.safetensors").unlink()
+    with pytest.raises(MstlError, match="no weights yet"):
+        plan_job(Request(stage="stl_m", model=MODEL, init_from=str(run)))
+
+
+def test_a_finished_job_is_recognised(place: Path) -> None:
+    request = Request(stage="stl_n", model=MODEL, overrides=["optim.epochs=2"])
+    finish(plan_job(request))
+    assert plan_job(request).finished
+    with pytest.raises(MstlError, match="holds a run already"):
+        plan_job(replace(request, resume="never"))
+
+
+def _other_data(place: Path) -> dict[str, Any]:
+    return {"shards": write_set(place / "other", "imagenet", ("a", "b"))}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda place: {"seed": 1}, "seed is 1 and was 0"),
+        (lambda place: {"model": "resnet14-attn1"}, "model is 'resnet14-attn1' and was 'resnet14-attn5'"),
+        (lambda place: {"overrides": ["optim.lr=0.5"]}, "optim.lr is 0.5 and was 0.1"),
+        (_other_data, "shards is "),
+    ],
+)
+def test_another_job_in_the_same_folder_is_refused_naming_the_difference(
+    place: Path, change: Callable[[Path], dict[str, Any]], named: str
+) -> None:
+    request = Request(stage="stl_n", model=MODEL)
+    finish(plan_job(request))
+    with pytest.raises(MstlError, match="another run") as caught:
+        plan_job(replace(request, **change(place)))
+    assert named in caught.value.why
+
+
+def test_moved_data_is_the_same_job(place: Path) -> None:
+    request = Request(stage="stl_n", model=MODEL)
+    finish(plan_job(request))
+    (place / "data" / "shards" / "imagenet").rename(place / "moved")
+    assert plan_job(replace(request, shards=Path("moved"))).finished
+
+
+def test_a_folder_of_somebody_else_is_left_alone(place: Path) -> None:
+    (place / "runs" / "stl_n").mkdir(parents=True)
+    (place / "runs" / "stl_n" / "thesis.txt").write_text("mine")
+    with pytest.raises(MstlError, match="holds files but no run"):
+        plan_job(Request(stage="stl_n"))
+
+
+def test_resume_must_never_starts_afresh(place: Path) -> None:
+    request = Request(stage="stl_n", model=MODEL, resume="must")
+    with pytest.raises(MstlError, match="no run there"):
+        plan_job(request)
+    job = plan_job(replace(request, resume="auto"))
+    write_record(job.out, {**record(job, world_size=1, device="CPU", carry=None), "status": "running"})
+    with pytest.raises(MstlError, match="no whole checkpoint"):
+        plan_job(request)
+
+
+def test_the_record_holds_what_was_printed_resolved_and_used(place: Path) -> None:
+    job = plan_job(Request(stage="sstl_m", model=MODEL, init_from="none", overrides=["optim.lr=0.01"]))
+    body = record(job, world_size=2, device="CPU", carry=None)
+    assert body["printed"]["optim.lr"]["value"] == 0.3
+    assert body["resolved"]["optim.lr"] == 0.03
+    assert body["recipe"]["optim"]["lr"] == 0.01
+    assert (body["world_size"], body["shards"]["digest"]) == (2, job.manifest.digest())

@@ -1,0 +1,74 @@
+"""The run folder: its record and its metrics log."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mstl.runs import RUN_SCHEMA, MetricsLog, finished_runs, open_run, read_metrics, write_record
+from shards.errors import MstlError
+
+
+def body(**changes: object) -> dict[str, object]:
+    return {
+        "schema": RUN_SCHEMA,
+        "stage": "stl_n",
+        "model": "resnet14-attn5",
+        "recipe": {"data": {"image_size": 64}},
+        "shards": {"path": "data/shards/imagenet", "digest": "d", "classes": ["a", "b"]},
+        "status": "finished",
+        "finished": "2026-01-02T00:00:00+00:00",
+        **changes,
+    }
+
+
+def test_a_record_round_trips(tmp_path: Path) -> None:
+    write_record(tmp_path / "run", body())
+    record = open_run(tmp_path / "run")
+    assert (record.stage, record.model) == ("stl_n", "resnet14-attn5")
+    assert (record.classes, record.image_size) == (["a", "b"], 64)
+    assert record.weights == tmp_path / "run" / "weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "no run.json"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        (json.dumps(body(schema=99)), "schema 99"),
+        (json.dumps({"schema": RUN_SCHEMA}), "cannot be read"),
+    ],
+)
+def test_a_wrong_record_is_refused(tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(MstlError, match=says):
+        open_run(tmp_path)
+
+
+def test_only_finished_runs_of_the_stage_and_network_are_candidates_newest_last(tmp_path: Path) -> None:
+    write_record(tmp_path / "newer", body(finished="2026-03-01T00:00:00+00:00"))
+    write_record(tmp_path / "older", body(finished="2026-02-01T00:00:00+00:00"))
+    write_record(tmp_path / "running", body(status="running"))
+    write_record(tmp_path / "stage", body(stage="stl_m"))
+    write_record(tmp_path / "model", body(model="resnet14-attn0"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    found = finished_runs(tmp_path, "stl_n", "resnet14-attn5")
+    assert [run.path.name for run in found] == ["older", "newer"]
+
+
+def test_the_log_holds_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, resume_step=0)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": step / 10})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    log = MetricsLog(tmp_path, resume_step=2)
+    log.write({"step": 3, "loss": 0.5})
+    log.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 0.5}]
+    MetricsLog(tmp_path, resume_step=0).close()
+    assert read_metrics(tmp_path) == []
