@@ -105,6 +105,10 @@ def record(job: Job, *, world_size: int, device: str, carry: dict[str, Any] | No
         "printed": {item.field: {"value": item.value, "why": item.why} for item in PRINTED[job.spec.name]},
         "resolved": flatten(RESOLVED[job.spec.name]),
         "world_size": world_size,
+        "inputs": {
+            "train": job.spec.train_inputs(job.recipe).to_dict(),
+            "evaluation": job.spec.val_inputs(job.recipe).to_dict(),
+        },
         "carry": carry,
         "software": software(),
         "device": device,

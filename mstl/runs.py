@@ -14,6 +14,7 @@ from typing import Any
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
 from mstl.weights import carry_over, load_weights
+from pipelines.recipe import Inputs
 from shards.errors import MstlError
 from shards.files import sha256_file, write_atomic
 
@@ -36,6 +37,11 @@ class RunRecord:
     image_size: int
     status: str
     body: dict[str, Any]
+
+    @property
+    def evaluation_inputs(self) -> Inputs:
+        """How the run's images are prepared when it is validated, evaluated or explained."""
+        return Inputs.from_dict(self.body["inputs"]["evaluation"])
 
     @property
     def weights(self) -> Path:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mstl.distributed import mean_over_ranks_
-from mstl.evaluation.evaluate import gather_predictions, predict
+from mstl.evaluation.evaluate import gather_predictions, positive_class, predict
 from mstl.evaluation.metrics import classification_metrics
 from mstl.models.classifier import Classifier
 from mstl.models.resnet import ResNet
@@ -65,7 +65,8 @@ STAGES: dict[str, StageSpec] = {
             parent="stl_n",
             remainder="drop",
             train_inputs=lambda recipe: supervised_cxr(image_size=recipe.data.image_size),
-            val_inputs=_evaluation,
+            # Training sees the whole radiograph, uncropped, and so must validation.
+            val_inputs=lambda recipe: evaluation(recipe.data.image_size, resize=recipe.data.image_size),
         ),
         StageSpec(
             name="sstl_m",
@@ -123,7 +124,7 @@ class SupervisedStage:
     def __init__(self, backbone: ResNet, recipe: Recipe, classes: tuple[str, ...]) -> None:
         self.classifier = Classifier(backbone, len(classes), dropout=recipe.model.dropout)
         self.module: nn.Module = _SupervisedModule(self.classifier)
-        self._positive = len(classes) - 1 if len(classes) == 2 else None
+        self._positive = positive_class(classes)
 
     def after_step(self) -> None:
         """Nothing beyond the update."""

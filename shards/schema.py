@@ -68,8 +68,11 @@ class Manifest:
         """The text of `dataset.json`: keys sorted, so that equal manifests are equal bytes."""
         body = {"schema_version": SCHEMA_VERSION, **{f.name: getattr(self, f.name) for f in fields(self)}}
         body["splits"] = {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()}
-        body["totals"] = {name: {"samples": self.samples(name), "classes": self.class_counts(name)}
-                          for name, shards in self.splits.items() if shards}
+        body["totals"] = {
+            name: {"samples": self.samples(name), "classes": self.class_counts(name)}
+            for name, shards in self.splits.items()
+            if shards
+        }
         return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
     def digest(self) -> str:

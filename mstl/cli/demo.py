@@ -76,9 +76,7 @@ def command(out: Path, seed: int, ranks: int, fresh: bool) -> None:
     from mstl.study.report import write_report
 
     with rich_progress() as progress:
-        results = {
-            name: evaluate_run(out / folder, split="test", progress=progress) for name, folder in JUDGED.items()
-        }
+        results = {name: evaluate_run(out / folder, split="test", progress=progress) for name, folder in JUDGED.items()}
     grid = out / "finetune" / "evaluation" / "test" / "heatmaps.png"
     explain_run(out / "finetune", split="test", count=5, out=grid)
     headline("Report")

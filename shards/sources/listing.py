@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import MstlError
+from shards.sample import MARK_NAME
 from shards.schema import SPLITS
 from shards.sources.blob import Blob
 
@@ -68,7 +69,12 @@ def make_listing(
     notes: Iterable[str] = (),
     carve_val: bool = False,
 ) -> Listing:
-    """Put a listing together: refuses one without training images or with an image twice, notes unexpected counts."""
+    """Put a listing together: refuses one without training images or with an image twice, notes unexpected counts.
+
+    Generated data is named so ("covid19-ct (sample)") in all that is made of it, and no published counts apply to it.
+    """
+    if (root / MARK_NAME).is_file():
+        source, expected = f"{source} (sample)", None
     classes, items, notes = tuple(classes), tuple(items), list(notes)
     counts = Counter(item.split for item in items)
     if not counts["train"]:

@@ -19,6 +19,7 @@ from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
 from mstl.recipes import PRINTED, RESOLVED, build_recipe, flatten
 from mstl.runs import WEIGHTS_NAME, software, weights_digest, write_record
+from mstl.stages import STAGES
 from mstl.weights import save_weights
 from shards.schema import Manifest
 from shards.sources.blob import Blob
@@ -109,6 +110,10 @@ def make_run(
         "model": model,
         "flavour": "resolved",
         "recipe": recipe.model_dump(mode="json"),
+        "inputs": {
+            "train": STAGES[stage].train_inputs(recipe).to_dict(),
+            "evaluation": STAGES[stage].val_inputs(recipe).to_dict(),
+        },
         "printed": {item.field: {"value": item.value, "why": item.why} for item in PRINTED[stage]},
         "resolved": flatten(RESOLVED[stage]),
         "seed": 3,

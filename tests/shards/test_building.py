@@ -1,7 +1,6 @@
 """Building: the same bytes however the build went, and nothing lost that stood at the target."""
 
 import fcntl
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from shards.job import RECORDS_NAME
 from shards.schema import load_manifest
 from shards.writer import WriteOptions, find_built, write_shards
 
-REAL = os.environ.get("MSTL_TEST_DATA")
 OPTIONS = WriteOptions(seed=3, samples_per_shard=10)
 
 

@@ -2,17 +2,12 @@
 
 import hashlib
 import io
-import os
 import tarfile
 
 import pytest
 
 from shards.errors import MstlError
 from shards.tar import SampleTar, ustar_header
-from shards.writer import WriteOptions
-
-REAL = os.environ.get("MSTL_TEST_DATA")
-OPTIONS = WriteOptions(seed=3, samples_per_shard=10)
 
 
 def test_headers_are_ustar():

@@ -1,0 +1,106 @@
+"""From values to the report's HTML: the template, its number formats and its embedded pictures."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from shards.errors import MstlError
+
+STAGE_NAMES = {
+    "stl_n": ("STL-N", "supervised, natural images"),
+    "stl_m": ("STL-M", "supervised, chest X-ray"),
+    "sstl_m": ("SSTL-M", "self-supervised, CT"),
+    "finetune": ("Fine-tuning", "supervised, CT"),
+    "linear_probe": ("Linear probe", "supervised, CT"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A figure of the report: PNG bytes, the caption under it and the width it is shown at in CSS pixels."""
+
+    png: bytes
+    caption: str
+    width: int
+
+    @property
+    def source(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def render(**values: Any) -> str:
+    """The text of report.html.jinja; a value the template asks for and does not get is an error."""
+    return _environment().get_template("report.html.jinja").render(**values)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mstl.study", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=_percent,
+        points=_points,
+        number=_number,
+        duration=_duration,
+        stage=_stage,
+        breakable=_breakable,
+        value=_value,
+    )
+    return environment
+
+
+def read_png(path: Path) -> bytes:
+    """The bytes of a PNG file; raises MstlError when it is missing or something else."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MstlError(f"image {path}", why=f"it cannot be read ({error.strerror})", remedy="Name a PNG") from error
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise MstlError(f"image {path}", why="it is no PNG", remedy="Name a PNG, as mstl explain writes them")
+    return data
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{hours} h {minutes % 60:02d} min" if hours else f"{minutes} min {int(seconds % 60):02d} s"
+
+
+def _stage(name: str) -> tuple[str, str]:
+    return STAGE_NAMES.get(name, (name, ""))
+
+
+def _breakable(name: str) -> Markup:
+    """A run's name that may go on in the next line behind an underscore or slash."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    return "(none)" if value in ([], "") else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
