@@ -46,7 +46,7 @@ def _train(job: Job, stop: StopSignal) -> int:
     epochs = job.recipe.optim.epochs
     watch: ConsoleWatch | Silent = Silent()
     if rank() == 0:
-        watch = ConsoleWatch(job.spec.name, steps=len(loader) * epochs, epochs=epochs)
+        watch = ConsoleWatch(job.out.name, steps=len(loader) * epochs, epochs=epochs)
     training = Training(
         name=job.spec.name,
         stage=stage,

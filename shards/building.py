@@ -33,14 +33,13 @@ def occupied(out: Path) -> bool:
 
 
 @contextmanager
-def workspace(out: Path, asked: Mapping[str, Any], *, force: bool) -> Iterator[Path]:
+def workspace(out: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
     """The folder `<out>.building`, locked against a second process, with what an interrupted build of the same left.
 
     What a different build left is removed. Raises MstlError when another process builds there, when the folder is not
-    ours, and when `out` holds something that is no shard set, or a shard set without `force`.
+    ours, and when `out` holds something that is no shard set.
     """
-    if occupied(out) and not force:
-        raise MstlError(f"shard set {out}", why="it is there already", remedy="Replace it with --force")
+    occupied(out)  # refuses what `publish` could not replace, before any work
     folder = out.with_name(f"{out.name}.building")
     mark = folder / _BUILD_NAME
     try:

@@ -1,5 +1,9 @@
 """The one error a user is meant to see: what failed, why, and how to mend it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 
 class MstlError(Exception):
     """An expected failure (bad input, missing file); the command prints it as one line and exits with 1.
@@ -13,5 +17,13 @@ class MstlError(Exception):
         self.why = why
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[Callable[[str, str, str], MstlError], tuple[str, str, str]]:
+        """Pickling calls the class with positional arguments; a worker process's error must arrive whole."""
+        return _rebuilt, (self.what, self.why, self.remedy)
+
     def __str__(self) -> str:
         return f"{self.what}: {self.why}. {self.remedy}"
+
+
+def _rebuilt(what: str, why: str, remedy: str) -> MstlError:
+    return MstlError(what, why=why, remedy=remedy)

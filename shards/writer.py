@@ -104,7 +104,7 @@ def write_shards(
     built = None if force else _find_built(out, asked)
     if built is not None:
         return built
-    with building.workspace(out, asked, force=force) as folder:
+    with building.workspace(out, asked) as folder:
         if not (folder / MANIFEST_NAME).exists():
             carved = carve_validation(listing, fraction=options.val_fraction, seed=options.seed)
             _build(carved, folder, options, asked, progress)

@@ -26,12 +26,27 @@ class Run(NamedTuple):
 
 
 # Small enough for two CPU cores and a few minutes; the paper's recipes are the defaults of `mstl train`.
-_COMMON = ("data.image_size=64", "data.batch_size=32")
-_FINETUNE = (*_COMMON, "optim.epochs=12", "optim.lr=0.02", "optim.milestones=[8,11]")
+_SIZE = "data.image_size=64"
+_FINETUNE = (_SIZE, "data.batch_size=16", "optim.epochs=5", "optim.lr=0.01", "optim.milestones=[4]")
 RUNS = (
-    Run("stl_n", "stl_n", "none", (*_COMMON, "optim.epochs=8", "optim.lr=0.05", "optim.milestones=[6]")),
-    Run("stl_m", "stl_m", "stl_n", (*_COMMON, "optim.epochs=12", "optim.lr=0.02", "model.dropout=0.2")),
-    Run("sstl_m", "sstl_m", "stl_m", (*_COMMON, "optim.epochs=6", "optim.lr=0.01", "loss.momentum=0.99")),
+    Run(
+        "stl_n",
+        "stl_n",
+        "none",
+        (_SIZE, "data.batch_size=32", "optim.epochs=6", "optim.lr=0.03", "optim.milestones=[4]"),
+    ),
+    Run(
+        "stl_m",
+        "stl_m",
+        "stl_n",
+        (_SIZE, "data.batch_size=16", "optim.epochs=10", "optim.lr=0.01", "optim.milestones=[8]", "model.dropout=0.2"),
+    ),
+    Run(
+        "sstl_m",
+        "sstl_m",
+        "stl_m",
+        (_SIZE, "data.batch_size=20", "optim.epochs=3", "optim.lr=0.01", "loss.momentum=0.99"),
+    ),
     Run("finetune", "finetune", "sstl_m", _FINETUNE),
     Run("finetune_without_transfer", "finetune", "none", _FINETUNE),
 )

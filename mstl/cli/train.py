@@ -43,7 +43,7 @@ def launcher_command(options: dict[str, Any], ranks: int) -> list[str]:
     """The command line that starts the ranks of a job on this machine."""
     script = find_spec("launch.train")
     assert script is not None and script.origin is not None, "launch is installed with mstl"
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--log_level", "warning"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--log_level", "error"]
     # An unreadable default hostfile path keeps a cluster's /job/hostfile from turning this into a multi-node job.
     launcher += ["--hostfile", os.devnull, "--num_gpus", str(ranks), "--master_port", str(_free_port())]
     return [*launcher, str(Path(script.origin)), *as_arguments(options)]

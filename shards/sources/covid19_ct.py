@@ -88,8 +88,8 @@ def _images(root: Path, name: str) -> Iterator[tuple[str, tuple[str, Blob]]]:
             raise MstlError(str(archive), why=f"it is not a whole zip ({error})", remedy="Download it again") from error
         for member in members:
             path = PurePosixPath(member.filename)
-            # macOS adds a second tree of hidden files that are named like the images.
-            if not member.is_dir() and "__MACOSX" not in path.parts and named_like_image(path.name):
+            # macOS packs a second tree of hidden files that end like the images.
+            if not member.is_dir() and named_like_image(path.name):
                 origin = f"{archive.relative_to(root).as_posix()}/{member.filename}"
                 yield path.name, (origin, Blob(str(archive), member.file_size, member.filename))
     elif folder.is_dir():

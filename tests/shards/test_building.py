@@ -165,6 +165,7 @@ def test_what_is_no_shard_set_is_left_alone(tmp_path, toy, force):
     for name in ("docs", "file", "other"):
         with pytest.raises(MstlError, match=r"left alone|not made by mstl"):
             write_shards(toy, tmp_path / name, OPTIONS, force=force)
+    assert not (tmp_path / "docs.building").exists()  # refused before any work
     assert (tmp_path / "docs/thesis.txt").exists() and (tmp_path / "other.building/thesis.txt").exists()
 
 

@@ -54,7 +54,7 @@ def test_carving_leaves_alone_what_it_should(tmp_path):
 
 
 def test_keys_are_plain_short_unique_and_independent_of_order():
-    names = ["a.b c/ü", "a_b_c_", "A_B_C_", "x" * 200, "x" * 200 + "y", "", "fine-1", "52%1.0", "."]
+    names = ["a.b c/ü", "a_b_c_", "A_B_C_", "x" * 200, "x" * 200 + "y", "", "Fine-1", "52%1.0", ".", "Case", "case"]
     items = [
         Item(key=name, split="train", label=0, patient=None, blob=Blob("f", 1), origin=f"{i}.png")
         for i, name in enumerate(names)
@@ -62,5 +62,5 @@ def test_keys_are_plain_short_unique_and_independent_of_order():
     keys = unique_keys(items)
     assert len({key.lower() for key in keys}) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) for key in keys)
-    assert keys[6] == "fine-1" and keys[7] == "52_1_0"
+    assert keys[6] == "Fine-1" and keys[7] == "52_1_0"
     assert unique_keys(items[::-1]) == keys[::-1]

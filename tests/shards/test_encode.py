@@ -118,3 +118,11 @@ def test_rotation_is_applied_when_the_image_is_written_anew():
     stored = opened(store(data, 20, lossy=False)[1])
     assert stored.size == (20, 27) and not stored.getexif()
     assert np.array_equal(np.asarray(stored), reference(ImageOps.exif_transpose(opened(data)), (20, 27)))
+
+
+def test_colour_profiles_and_transparency_of_the_old_pixels_are_dropped():
+    old = saved(Image.fromarray(pixels(9, (30, 30))).convert("CMYK"), "JPEG", icc_profile=b"a profile for ink")
+    assert opened(old).info["icc_profile"]
+    assert "icc_profile" not in opened(store(old, 20, lossy=False)[1]).info
+    clear = saved(Image.fromarray(pixels(9, (30, 30))).convert("P"), "PNG", transparency=3)
+    assert "transparency" not in opened(store(clear, 20)[1]).info

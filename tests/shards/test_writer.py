@@ -136,7 +136,7 @@ def test_samples_are_shuffled_by_the_seed_alone(tmp_path):
 
 def test_bad_images_are_quarantined_and_ids_stay_dense(tmp_path):
     images = toy_images()
-    bad = {"train/0/cut@p1.jpg": encoded(1, "JPEG")[:-40], "val/1/page@p1.png": b"<html>", "train/1/void@p1.png": b""}
+    bad = {"val/1/page@p1.png": b"<html>", "train/0/cut@p1.jpg": encoded(1, "JPEG")[:-40], "train/1/void@p1.png": b""}
     listing = listing_of(tmp_path / "raw", {**bad, **images})
     manifest = write_shards(listing, tmp_path / "set", OPTIONS)
     lines = [json.loads(line) for line in (tmp_path / "set/quarantine.jsonl").read_text().splitlines()]
