@@ -36,14 +36,19 @@ def command(ranks: int | None, **options: Any) -> None:
 def start(options: dict[str, Any], ranks: int | None = None) -> int:
     """Run a training job under the launcher; returns its exit code, 130 or 143 when this process was signalled."""
     code, received = _run_forwarding_signals(launcher_command(options, ranks or _devices()))
-    return 128 + received if received else code
+    if received and code:
+        return 128 + received
+    # A rank has said what is wrong in its own line before it exits with 1; of anything else the launcher says nothing.
+    if code not in (0, 1):
+        click.echo(f"Error: a training process died (launcher's exit code {code}); see above", err=True)
+    return code
 
 
 def launcher_command(options: dict[str, Any], ranks: int) -> list[str]:
     """The command line that starts the ranks of a job on this machine."""
     script = find_spec("launch.train")
     assert script is not None and script.origin is not None, "launch is installed with mstl"
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--log_level", "error"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--log_level", "critical"]
     # An unreadable default hostfile path keeps a cluster's /job/hostfile from turning this into a multi-node job.
     launcher += ["--hostfile", os.devnull, "--num_gpus", str(ranks), "--master_port", str(_free_port())]
     return [*launcher, str(Path(script.origin)), *as_arguments(options)]

@@ -1,0 +1,205 @@
+"""The loop itself, in this process, with a plain torch engine: order of events, selection, stopping, refusing NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mstl.recipes import Recipe, build_recipe
+from mstl.runs import read_metrics
+from mstl.train import Training, restore, train
+from mstl.weights import load_weights
+from pipelines.batch import Batch
+from pipelines.loader import Loader
+from pipelines.recipe import evaluation
+from shards.errors import MstlError
+
+
+class Stage:
+    """A linear classifier on mean colour, with given validation scores."""
+
+    def __init__(self, scores: list[float]) -> None:
+        torch.manual_seed(0)
+        self.module: nn.Module = _Mean()
+        self.scores = scores
+        self.validated = 0
+        self.after = 0
+
+    def after_step(self) -> None:
+        self.after += 1
+
+    def evaluate(self, loader: Loader, device: torch.device) -> dict[str, float]:
+        assert not self.module.training
+        ids = torch.cat([batch.sample_ids for batch in loader])
+        assert len(set(ids.tolist())) == 8
+        self.validated += 1
+        return {"auc": self.scores[self.validated - 1], "accuracy": 0.5}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"weight": self.module.state_dict()["fc.weight"], "validated": torch.tensor(self.validated)}
+
+
+class _Mean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.poison = False
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        loss = nn.functional.cross_entropy(self.fc(batch.views["x"].mean((2, 3))), batch.labels)
+        return {"loss": loss * math.nan if self.poison else loss}
+
+
+class PlainEngine:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.device = torch.device("cpu")
+        self.optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        self.rates: list[float] = []
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.module(batch)
+        return losses
+
+    def backward(self, loss: Tensor) -> float:
+        loss.backward()
+        return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+
+    def step(self, lr: float) -> None:
+        self.rates.append(lr)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, folder: Path) -> None:
+        torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "all.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "all.pt")
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass
+class Watch:
+    """Asks for a stop at a step, as a signal would."""
+
+    stop_at: int | None = None
+    requested: bool = False
+    entries: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def start(self, step: int) -> None: ...
+
+    def step(self, entry: Mapping[str, Any]) -> None:
+        self.entries.append(entry)
+        self.requested = self.stop_at is not None and entry["step"] >= self.stop_at - 1
+
+    def validation(self, entry: Mapping[str, Any]) -> None:
+        self.entries.append(entry)
+
+    def note(self, text: str) -> None: ...
+
+
+def recipe(*fields: str) -> Recipe:
+    chosen = ("data.batch_size=8", "optim.epochs=3", "optim.milestones=[2]", "optim.lr=0.1", "checkpoint.select=best")
+    return build_recipe("finetune", overrides=[*chosen, *fields])
+
+
+def make(sets: Path, run: Path, scores: list[float], watch: Watch, *fields: str) -> Training:
+    chosen = recipe(*fields)
+    stage = Stage(scores)
+
+    def loader(split: str) -> Loader:
+        return Loader(
+            evaluation(32), sets / "covid19-ct", split,
+            rank=0, world=1, batch=8, epochs=3, device="cpu", seed=0, shuffle=split == "train",
+            remainder="keep" if split == "train" else "pad", threads=1,
+        )  # fmt: skip
+
+    run.mkdir(exist_ok=True)
+    return Training(
+        name="test",
+        stage=stage,
+        engine=PlainEngine(stage.module),
+        recipe=chosen,
+        loader=loader("train"),
+        val_loader=loader("val"),
+        run=run,
+        watch=watch,
+        stop=watch,
+    )
+
+
+def test_every_step_and_every_validation_is_logged_in_order(sample_sets: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    training = make(sample_sets, tmp_path, [0.5, 0.6, 0.7], watch)
+    assert train(training)
+    lines = read_metrics(tmp_path)
+    # 20 training images in batches of 8, the last one of 4 kept: 3 steps, then a validation.
+    assert [(line["step"], "split" in line) for line in lines] == [
+        (1, False), (2, False), (3, False), (3, True),
+        (4, False), (5, False), (6, False), (6, True),
+        (7, False), (8, False), (9, False), (9, True),
+    ]  # fmt: skip
+    assert lines == watch.entries
+    assert isinstance(training.engine, PlainEngine)
+    assert training.engine.rates == pytest.approx([0.1] * 6 + [0.01] * 3)
+    assert isinstance(training.stage, Stage)
+    assert training.stage.after == 9
+    assert lines[-2]["loss"] < lines[0]["loss"] * 1.5
+
+
+@pytest.mark.parametrize(("select", "chosen"), [("best", 2), ("last", 3)])
+def test_the_weights_handed_on(sample_sets: Path, tmp_path: Path, select: str, chosen: int) -> None:
+    training = make(sample_sets, tmp_path, [0.5, 0.9, 0.7], Watch(), f"checkpoint.select={select}")
+    train(training)
+    assert int(load_weights(tmp_path / "weights.safetensors")["validated"]) == chosen
+
+
+def test_an_undefined_score_is_null_in_the_log_and_never_the_best(sample_sets: Path, tmp_path: Path) -> None:
+    training = make(sample_sets, tmp_path, [math.nan, 0.2, math.nan], Watch())
+    train(training)
+    assert [line["auc"] for line in read_metrics(tmp_path) if "split" in line] == [None, 0.2, None]
+    assert int(load_weights(tmp_path / "weights.safetensors")["validated"]) == 2
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 6])
+def test_stopped_anywhere_and_continued_is_the_undisturbed_run(sample_sets: Path, tmp_path: Path, stop_at: int) -> None:
+    scores = [0.5, 0.9, 0.7]
+    train(make(sample_sets, tmp_path / "whole", scores, Watch()))
+    first = make(sample_sets, tmp_path / "broken", scores, Watch(stop_at=stop_at))
+    assert not train(first)
+    assert not (tmp_path / "broken" / "weights.safetensors").exists()
+    assert isinstance(first.stage, Stage)
+    second = make(sample_sets, tmp_path / "broken", scores[first.stage.validated :], Watch())
+    assert isinstance(second.stage, Stage)
+    assert restore(second) == stop_at == first.done
+    assert train(second)
+    whole, broken = ([{**line, "images_per_second": 0, "data_wait": 0} for line in read_metrics(tmp_path / name)]
+                     for name in ("whole", "broken"))  # fmt: skip
+    assert whole == broken
+    left, right = (load_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "broken"))
+    assert torch.equal(left["weight"], right["weight"])
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied(sample_sets: Path, tmp_path: Path) -> None:
+    training = make(sample_sets, tmp_path, [0.5, 0.6, 0.7], Watch(), "checkpoint.every_steps=1")
+    module = training.engine.module
+    assert isinstance(module, _Mean)
+
+    class Poisoning(Watch):
+        def step(self, entry: Mapping[str, Any]) -> None:
+            module.poison = entry["step"] == 4
+
+    training.watch = Poisoning()
+    with pytest.raises(MstlError, match=r"step 5: the gradient is not finite.*was not applied"):
+        train(training)
+    assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+    assert restore(make(sample_sets, tmp_path, [], Watch())) == 4
