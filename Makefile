@@ -24,7 +24,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@OMP_NUM_THREADS= $(BIN)/mstl demo
+	@env -u OMP_NUM_THREADS $(BIN)/mstl demo
 
 test: $(STAMP)
 	$(BIN)/pytest -m "not slow"

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mstl.recipes import Recipe
 from pipelines.batch import Batch
 from shards.errors import MstlError
 
+# For joining; DeepSpeed makes its own group for gradients with torch's default (gloo 30 minutes, NCCL 10).
 TIMEOUT = timedelta(minutes=10)
 CONFIG = Path(__file__).parent / "configs" / "default.json"
 
@@ -30,6 +32,9 @@ def start_processes() -> None:
     if torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if os.environ["WORLD_SIZE"] == "1":
+        # Alone there is nobody to meet: no port is opened, and none can be taken. DeepSpeed joins what it finds.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     except (RuntimeError, ValueError) as error:
@@ -111,13 +116,6 @@ def autocast_dtype(recipe: Recipe, device: torch.device) -> str | None:
 
 def _config(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     world = int(os.environ["WORLD_SIZE"])
-    if recipe.data.batch_size % world:
-        raise MstlError(
-            f"data.batch_size {recipe.data.batch_size}",
-            why=f"it cannot be shared equally by {world} ranks",
-            remedy=f"Set it to a multiple of {world}, for example --set data.batch_size="
-            f"{max(1, recipe.data.batch_size // world) * world}",
-        )
     config: dict[str, Any] = json.loads(CONFIG.read_text())
     config["train_micro_batch_size_per_gpu"] = recipe.data.batch_size // world
     config["gradient_clipping"] = recipe.optim.clip

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-import socket
+import sys
 from types import FrameType
 
 import torch
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 
 def set_environment() -> None:
     """Fill in what a launcher would have set, so that plain `python launch/train.py` is one rank."""
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    if "RANK" in os.environ:
+        _end_with_the_launcher()
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Two ranks on one CPU otherwise start a thread per core each and run several times slower.
@@ -31,21 +37,28 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def _end_with_the_launcher() -> None:
+    """Get SIGTERM when the parent process dies: a launcher killed outright (out of memory) would leave its ranks."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGINT; the training loop saves and leaves at its next step."""
+    """Remembers SIGTERM, SIGINT or SIGHUP; the training loop saves and leaves at its next step.
+
+    The second one ends the process at once. Install it when the loop is about to start: until then a signal has
+    nothing to save.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+        if self.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.signal = number
 
     @property

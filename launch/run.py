@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import platform
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -13,27 +18,64 @@ import torch.distributed as dist
 from launch.engine import DeepSpeedEngine, start_processes
 from launch.processes import StopSignal, device, local_rank, set_environment
 from mstl.build import build_loaders, build_module
+from mstl.cli.boundary import FAILED
 from mstl.distributed import rank, world_size
-from mstl.job import Job, Request, plan_job, record
+from mstl.job import Job, Request, check_world, plan_job, record
 from mstl.runs import now, write_record
-from mstl.train import Training, restore, train
+from mstl.train import BEST_NAME, Training, restore, train
 from mstl.watch import ConsoleWatch, Silent
+from shards.errors import MstlError
 
 
 def run(request: Request) -> int:
-    """Plan, build and train; returns the exit code: 0 finished, 143 or 130 stopped by a signal and saved."""
+    """Plan, build and train; returns the exit code: 0 finished, 128 + signal when stopped and saved."""
     set_environment()
-    stop = StopSignal()
-    job = plan_job(request)
+    try:
+        job = plan_job(request)
+        check_world(job, int(os.environ["WORLD_SIZE"]))
+    except MstlError as error:
+        # All ranks find the same before they meet: one of them says it.
+        if local_rank() == 0:
+            raise
+        raise SystemExit(FAILED) from error
     if job.finished:
         if local_rank() == 0:
             click.echo(f"{job.out}: already finished; name another --out to train again", err=True)
         return 0
     start_processes()
     try:
-        return _train(job, stop)
+        with _sole_owner(job.out):
+            return _train(job, StopSignal())
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _sole_owner(out: Path) -> Iterator[None]:
+    """Hold the run folder's lock on rank 0; raises MstlError on every rank when another job trains into it."""
+    lock = None
+    held = [True]
+    if rank() == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = (out.parent / f".{out.name}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = [False]
+    try:
+        dist.broadcast_object_list(held, src=0)
+        if not held[0]:
+            raise MstlError(
+                f"--out {out}",
+                why="another process trains into it",
+                remedy="Wait for it, stop it, or name another folder",
+            )
+        yield
+    finally:
+        if lock is not None:
+            if held[0]:
+                Path(lock.name).unlink(missing_ok=True)
+            lock.close()
 
 
 def _train(job: Job, stop: StopSignal) -> int:
@@ -67,29 +109,36 @@ def _train(job: Job, stop: StopSignal) -> int:
             ended = now() if status == "finished" else None
             write_record(job.out, {**body, "status": status, "finished": ended, "wall_seconds": wall})
 
-    with closing(loader), watch:
+    with closing(loader), closing(val_loader) if val_loader is not None else nullcontext(), watch:
         watch.note(_first_line(job, carry))
         done = restore(training)
         if done:
             watch.note(f"continues behind step {done}")
+        elif job.previous is not None:
+            watch.note("an earlier start had saved nothing yet: starts at step 0")
+        if val_loader is None and job.recipe.checkpoint.select == "best":
+            watch.note("the shard set has no val split: the weights of the last epoch are handed on, not of the best")
         write("running")
-        finished = False
         try:
             finished = train(training)
-        finally:
-            # Also on an error: the record must not say "running" when nothing runs.
-            write("finished" if finished else "interrupted" if stop.requested else "failed")
+        except BaseException:
+            # The record must not say "running" when nothing runs; on a full disk it cannot be had.
+            with suppress(OSError):
+                write("failed")
+            raise
+        write("finished" if finished else "interrupted")
         if not finished:
             watch.note(f"stopped and saved at step {training.done}; the same command continues")
+    if finished and rank() == 0:
+        (job.out / BEST_NAME).unlink(missing_ok=True)
     return 0 if finished else stop.exit_code
 
 
-def _first_line(job: Job, carry: dict[str, list[str] | int] | None) -> str:
+def _first_line(job: Job, carry: dict[str, Any] | None) -> str:
     origin = "random weights"
     if job.parent is not None and carry is not None:
-        new, dropped = carry["new"], carry["dropped"]
-        origin = f"{job.parent.run or job.parent.weights} ({carry['carried']} weights carried, {new or 'none'} new, "
-        origin += f"{dropped or 'none'} dropped)"
+        origin = f"{job.parent.run or job.parent.weights} ({carry['carried']} weights carried, "
+        origin += f"{len(carry['new'])} new, {len(carry['dropped'])} dropped)"
     images = job.manifest.samples("train")
     return (
         f"{job.model} on {images} images of {job.shards}, {world_size()} x {_device_name()}, from {origin} -> {job.out}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import click
 
+from mstl.cli.boundary import exit_with
 from mstl.cli.training_options import training_options
-from shards.errors import MstlError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -22,16 +21,16 @@ def main(local_rank: str | None, **options: Any) -> None:  # noqa: ARG001 - see 
     deepspeed launch/train.py --stage stl_n
     deepspeed --num_gpus 2 launch/train.py --stage finetune --set optim.epochs=50
     """
+    rank = os.environ.get("RANK", "0")
+    exit_with(lambda: _train(options), prefix="Error" if rank == "0" else f"Error on rank {rank}")
+
+
+def _train(options: dict[str, Any]) -> int:
     # Imported late, so that --help and a mistyped option answer at once.
     from launch.run import run
     from mstl.job import Request
 
-    try:
-        sys.exit(run(Request(**options)))
-    except MstlError as error:
-        rank = os.environ.get("RANK", "0")
-        click.echo(f"Error: {error}" if rank == "0" else f"Error on rank {rank}: {error}", err=True)
-        sys.exit(1)
+    return run(Request(**options))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 
-from mstl.job import Job
+from mstl.job import Job, Parent
 from mstl.models.registry import build_backbone
+from mstl.models.resnet import ResNet
+from mstl.runs import open_run
 from mstl.stages import Stage, build_stage
 from mstl.weights import carry_over, load_weights
 from pipelines.loader import Loader
+from shards.errors import MstlError
+from shards.files import sha256_file
 
 
 def build_module(job: Job) -> tuple[Stage, dict[str, Any] | None]:
@@ -21,10 +25,31 @@ def build_module(job: Job) -> tuple[Stage, dict[str, Any] | None]:
     """
     backbone = build_backbone(job.model)
     account = None
-    if job.parent is not None:
-        report = carry_over(load_weights(job.parent.weights), backbone)
-        account = {"carried": len(report.carried), "new": list(report.new), "dropped": list(report.dropped)}
+    if job.continues and job.previous is not None:
+        account = job.previous.body["carry"]  # the checkpoint holds the weights
+    elif job.parent is not None:
+        account = _carry(job, job.parent, backbone)
     return build_stage(job.spec, backbone, job.recipe, job.manifest.classes, job.seed), account
+
+
+def _carry(job: Job, parent: Parent, backbone: ResNet) -> dict[str, Any]:
+    weights = load_weights(parent.weights)
+    if sha256_file(parent.weights) != parent.digest:
+        raise MstlError(
+            f"weights {parent.weights}",
+            why=f"they have changed since run {job.out} was started from them",
+            remedy="Bring them back, or train into another --out",
+        )
+    try:
+        report = carry_over(weights, backbone)
+    except MstlError as error:
+        owner = "" if parent.run is None else f" of {open_run(parent.run).model}"
+        raise MstlError(
+            f"--init-from {parent.run or parent.weights}: {error.what}",
+            why=f"{error.why}: the weights{owner} do not fit {job.model}",
+            remedy="Name weights of the same network, or their network with --model",
+        ) from error
+    return {"carried": len(report.carried), "new": list(report.new), "dropped": list(report.dropped)}
 
 
 def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader | None]:

@@ -38,6 +38,10 @@ def save_checkpoint(root: Path, step: int, engine: Engine, rank_state: dict[str,
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _sync(root)
+        for other in _folders(root):
+            # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
+            if step_of(other) > step:
+                shutil.rmtree(other)
         for old in _folders(root)[keep:]:
             shutil.rmtree(old)
     barrier()
@@ -58,12 +62,31 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any]:
     return state
 
 
-def newest_checkpoint(root: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged; every rank gets rank 0's answer."""
-    answer = [next((str(folder) for folder in _folders(root) if _whole(folder)), None) if rank() == 0 else None]
+def newest_checkpoint(root: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose files are all there and unchanged, and the damaged ones that are newer.
+
+    Every rank gets rank 0's answer. Raises MstlError when there are checkpoints and all are damaged: starting afresh
+    is the user's decision.
+    """
+    damaged: list[str] = []
+    found: str | None = None
+    if rank() == 0:
+        for folder in _folders(root):
+            if _whole(folder):
+                found = str(folder)
+                break
+            damaged.append(str(folder))
+    answer = [(found, damaged)]
     if world_size() > 1:
         dist.broadcast_object_list(answer, src=0)
-    return None if answer[0] is None else Path(answer[0])
+    found, damaged = answer[0]
+    if found is None and damaged:
+        raise MstlError(
+            f"checkpoints in {root}",
+            why=f"none is whole (files of {Path(damaged[0]).name} are missing or changed)",
+            remedy=f"Bring them back from a copy, or remove {root.parent} to start over",
+        )
+    return (None if found is None else Path(found)), [Path(name) for name in damaged]
 
 
 def step_of(folder: Path) -> int:
@@ -92,7 +115,7 @@ def _whole(folder: Path) -> bool:
             (folder / name).stat().st_size == entry["bytes"] and sha256_file(folder / name) == entry["sha256"]
             for name, entry in files.items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

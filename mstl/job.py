@@ -10,9 +10,11 @@ from typing import Any, Literal
 from mstl.checkpoint import newest_checkpoint
 from mstl.models.registry import full_name
 from mstl.recipes import PRINTED, RESOLVED, Flavour, Recipe, build_recipe, flatten
-from mstl.runs import RUN_SCHEMA, RunRecord, finished_runs, git_revision, now, open_run, software, weights_digest
+from mstl.runs import RUN_SCHEMA, RunRecord, finished_runs, git_revision, now, open_run, software
 from mstl.stages import STAGES, StageSpec
 from shards.errors import MstlError
+from shards.files import sha256_file
+from shards.plan import Plan
 from shards.schema import MANIFEST_NAME, Manifest, load_manifest
 
 Resume = Literal["auto", "must", "never"]
@@ -59,6 +61,11 @@ class Job:
     previous: RunRecord | None
 
     @property
+    def continues(self) -> bool:
+        """There is a checkpoint, so first weights are not needed."""
+        return self.previous is not None and any((self.out / "checkpoints").glob("step-*"))
+
+    @property
     def finished(self) -> bool:
         """The same job has already been done."""
         return self.previous is not None and self.previous.status == "finished"
@@ -79,6 +86,9 @@ def plan_job(request: Request) -> Job:
     manifest = load_manifest(shards)
     manifest.shards("train")
     out = request.out or Path("runs") / spec.name
+    if out.exists() and not out.is_dir():
+        raise MstlError(f"--out {out}", why="it is a file", remedy="Name a folder")
+    previous = open_run(out) if (out / "run.json").is_file() else None
     job = Job(
         spec=spec,
         model=model,
@@ -87,12 +97,38 @@ def plan_job(request: Request) -> Job:
         shards=shards,
         manifest=manifest,
         out=out,
-        parent=_find_parent(request, spec, model),
+        parent=_find_parent(request, spec, model, previous),
         seed=request.seed,
-        previous=open_run(out) if (out / "run.json").is_file() else None,
+        previous=previous,
     )
     _check_out(job, request.resume)
     return job
+
+
+def check_world(job: Job, world: int) -> None:
+    """Raise MstlError when this many ranks cannot share the job's batches."""
+    batch = job.recipe.data.batch_size
+    if batch % world:
+        raise MstlError(
+            f"data.batch_size {batch}",
+            why=f"it cannot be shared equally by {world} ranks",
+            remedy=f"Set it to a multiple of {world}: --set data.batch_size={max(1, batch // world) * world}",
+        )
+    if batch == world:
+        raise MstlError(
+            f"data.batch_size {batch}",
+            why="it leaves each rank one image, and batch normalisation needs two",
+            remedy=f"Set it to {2 * world} or more with --set data.batch_size",
+        )
+    Plan(
+        samples=job.manifest.samples("train"),
+        world=world,
+        batch=batch,
+        epochs=job.recipe.optim.epochs,
+        seed=job.seed,
+        shuffle=True,
+        remainder=job.spec.remainder,
+    )  # refuses a split that does not fill a step
 
 
 def record(job: Job, *, world_size: int, device: str, carry: dict[str, Any] | None) -> dict[str, Any]:
@@ -128,9 +164,15 @@ def _identity(job: Job) -> dict[str, Any]:
         "model": job.model,
         "recipe": job.recipe.model_dump(mode="json"),
         "seed": job.seed,
-        "parent": None if parent is None else {"path": str(parent.run or parent.weights), "digest": parent.digest},
+        "parent": None
+        if parent is None
+        else {
+            "path": str((parent.run or parent.weights).resolve()),
+            "weights": str(parent.weights.resolve()),
+            "digest": parent.digest,
+        },
         "shards": {
-            "path": str(job.shards),
+            "path": str(job.shards.resolve()),
             "digest": job.manifest.digest(),
             "source": job.manifest.source,
             "classes": list(job.manifest.classes),
@@ -138,7 +180,14 @@ def _identity(job: Job) -> dict[str, Any]:
     }
 
 
-def _find_parent(request: Request, spec: StageSpec, model: str) -> Parent | None:
+def _find_parent(request: Request, spec: StageSpec, model: str, previous: RunRecord | None) -> Parent | None:
+    if request.init_from is None and previous is not None and previous.stage == spec.name:
+        # What lies in --out is continued from where it came, whatever has been trained since.
+        held = previous.body["parent"]
+        if held is None:
+            return None
+        run = None if held["path"] == held["weights"] else Path(held["path"])
+        return Parent(weights=Path(held["weights"]), run=run, digest=held["digest"])
     if request.init_from == "none" or (request.init_from is None and spec.parent is None):
         return None
     if request.init_from is not None:
@@ -162,7 +211,7 @@ def _named_parent(path: Path) -> Parent:
         raise MstlError(
             f"--init-from {path}", why="there is no such run or file", remedy="Name a run folder or a weights file"
         )
-    return Parent(weights=path, run=None, digest=weights_digest(path))
+    return Parent(weights=path, run=None, digest=sha256_file(path))
 
 
 def _run_parent(run: RunRecord) -> Parent:
@@ -172,7 +221,7 @@ def _run_parent(run: RunRecord) -> Parent:
             why=f"it has no weights yet (status: {run.status})",
             remedy=f"Finish it: mstl train --stage {run.stage} --out {run.path} with its own options",
         )
-    return Parent(weights=run.weights, run=run.path, digest=weights_digest(run.weights))
+    return Parent(weights=run.weights, run=run.path, digest=sha256_file(run.weights))
 
 
 def _check_out(job: Job, resume: Resume) -> None:
@@ -194,9 +243,17 @@ def _check_out(job: Job, resume: Resume) -> None:
     # Where the shard set or the parent lies does not matter, what it holds does.
     pairs = [(name, new[name], old.get(name)) for name in ("stage", "model", "seed")]
     pairs += [("shards", new["shards"]["digest"], old["shards"]["digest"])]
-    pairs += [("parent", (new["parent"] or {}).get("digest"), (old["parent"] or {}).get("digest"))]
+    if (new["parent"] or {}).get("digest") != (old["parent"] or {}).get("digest"):
+        names = [f"{body['parent']['path']} ({body['parent']['digest'][:8]})" if body["parent"] else "none"
+                 for body in (new, old)]  # fmt: skip
+        pairs += [("parent", names[0], names[1])]
     before = {f"{s}.{f}": v for s, values in old["recipe"].items() for f, v in values.items()}
-    pairs += [(name, value, before.get(name)) for name, value in flatten(job.recipe).items()]
+    # How often to save and with how many threads to read changes no result.
+    pairs += [
+        (name, value, before.get(name))
+        for name, value in flatten(job.recipe).items()
+        if name not in ("data.workers", "checkpoint.every_steps", "checkpoint.keep")
+    ]
     differing = [f"{name} is {now_!r} and was {was!r}" for name, now_, was in pairs if now_ != was]
     if differing:
         raise MstlError(
@@ -204,7 +261,7 @@ def _check_out(job: Job, resume: Resume) -> None:
             why="it holds another run: " + "; ".join(differing[:4]),
             remedy="Name another folder with --out, or repeat the options of that run to continue it",
         )
-    if resume == "must" and not job.finished and newest_checkpoint(job.out / "checkpoints") is None:
+    if resume == "must" and not job.finished and newest_checkpoint(job.out / "checkpoints")[0] is None:
         raise MstlError(
             f"--resume must: {job.out}", why="it holds no whole checkpoint", remedy="Start over with --resume auto"
         )

@@ -100,18 +100,23 @@ RESOLVED: dict[str, Recipe] = {
         loss=SupervisedLoss(),
     ),
     "stl_m": Recipe(
-        data=Data(batch_size=64), model=Model(dropout=0.5), optim=Optim(epochs=30, lr=2e-4), loss=SupervisedLoss()
+        data=Data(batch_size=64),
+        model=Model(dropout=0.5),
+        optim=Optim(epochs=30, lr=2e-4),
+        loss=SupervisedLoss(),
+        checkpoint=Checkpoint(every_steps=200),
     ),
     "sstl_m": Recipe(
         data=Data(batch_size=256),
         optim=Optim(epochs=200, lr=0.03, milestones=(120, 160)),
         loss=ContrastiveLoss(),
+        checkpoint=Checkpoint(every_steps=20),
     ),
     "finetune": Recipe(
         data=Data(batch_size=256),
         optim=Optim(epochs=200, lr=0.03, milestones=(120, 160)),
         loss=SupervisedLoss(),
-        checkpoint=Checkpoint(select="best"),
+        checkpoint=Checkpoint(every_steps=20, select="best"),
     ),
 }
 
@@ -164,14 +169,24 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
 def _validate(stage: str, tree: dict[str, Any]) -> Recipe:
     # The loss section is validated as the stage's own type, so that an error names the field and not a union.
     kind = type(RESOLVED[stage].loss)
+    section: tuple[str, ...] = ("loss",)
     try:
-        return Recipe.model_validate({**tree, "loss": kind.model_validate(tree["loss"])})
+        loss = kind.model_validate(tree["loss"])
+        section = ()
+        recipe = Recipe.model_validate({**tree, "loss": loss})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in (*section, *first["loc"]))
         raise MstlError(
             f"recipe of {stage}", why=f"{where}: {first['msg']} (got {first.get('input')!r})", remedy=_fields(tree)
         ) from error
+    if isinstance(recipe.loss, ContrastiveLoss) and recipe.checkpoint.select == "best":
+        raise MstlError(
+            f"recipe of {stage}",
+            why="checkpoint.select=best needs an accuracy, and a stage without labels has none",
+            remedy="Use checkpoint.select=last",
+        )
+    return recipe
 
 
 def _assign(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from mstl.models.registry import build_backbone
 from mstl.weights import carry_over, load_weights
 from pipelines.recipe import Inputs
 from shards.errors import MstlError
-from shards.files import sha256_file, write_atomic
+from shards.files import write_atomic
 
 RUN_SCHEMA = 1
 WEIGHTS_NAME = "weights.safetensors"
@@ -61,6 +61,8 @@ def open_run(path: Path) -> RunRecord:
                 why=f"it has schema {body['schema']!r}, this program reads {RUN_SCHEMA}",
                 remedy="Use the version of MSTL that made the run",
             )
+        for name in ("parent", "started", "finished", "wall_seconds", "inputs"):
+            body[name]  # read later on: better to fail here
         return RunRecord(
             path=path,
             stage=body["stage"],
@@ -74,7 +76,9 @@ def open_run(path: Path) -> RunRecord:
             body=body,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise MstlError(str(file), why=f"it cannot be read ({error!r})", remedy="Train the run again") from error
+        raise MstlError(
+            str(file), why=f"it cannot be read ({error!r})", remedy=f"Bring it back, or remove {path}"
+        ) from error
 
 
 def load_classifier(run: RunRecord) -> Classifier:
@@ -113,18 +117,13 @@ def finished_runs(root: Path, stage: str, model: str) -> list[RunRecord]:
     return sorted(found, key=lambda record: str(record.body["finished"]))
 
 
-def weights_digest(path: Path) -> str:
-    """SHA-256 of a weights file: what a child run records of its parent."""
-    return sha256_file(path)
-
-
 class MetricsLog:
     """metrics.jsonl, appended line by line; after a resume it holds each step once."""
 
     def __init__(self, run: Path, *, resume_step: int) -> None:
         """Keep the lines up to `resume_step` (0: none) and continue behind them."""
         self._path = run / METRICS_NAME
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= resume_step]
+        kept = [json.dumps(entry) for entry in read_metrics(run) if entry["step"] <= resume_step]
         write_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
         self._file = self._path.open("a", buffering=1)
 
@@ -136,8 +135,20 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; empty when it has none."""
-    return [json.loads(line) for line in _lines(run / METRICS_NAME)]
+    """All lines of a run's metrics.jsonl; empty when it has none. Raises MstlError naming a line that is damaged."""
+    entries = []
+    for number, line in enumerate(_lines(run / METRICS_NAME), start=1):
+        try:
+            entry = json.loads(line)
+            entry["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MstlError(
+                f"{run / METRICS_NAME}, line {number}",
+                why=f"it cannot be read ({error!r})",
+                remedy="Remove that line, or bring the file back",
+            ) from error
+        entries.append(entry)
+    return entries
 
 
 def _lines(path: Path) -> list[str]:

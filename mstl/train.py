@@ -69,7 +69,9 @@ def learning_rate(optim: Optim, epoch: int) -> float:
 
 def restore(training: Training) -> int:
     """Continue from the newest whole checkpoint; returns the steps done, 0 when there is none."""
-    folder = newest_checkpoint(training.run / "checkpoints")
+    folder, damaged = newest_checkpoint(training.run / "checkpoints")
+    for other in damaged:
+        training.watch.note(f"{other} is damaged and passed over")
     if folder is None:
         return 0
     state = load_checkpoint(folder, training.engine)
@@ -145,7 +147,7 @@ def _step(training: Training, batch: Batch, rate: float) -> tuple[dict[str, floa
             f"{training.name}, step {training.done + 1}",
             why=f"the gradient is not finite (loss {float(losses['loss'].detach()):.4g}, sample ids "
             f"{batch.sample_ids[:4].tolist()}...); the update was not applied",
-            remedy="Start again from the last checkpoint with a smaller optim.lr or with precision.autocast=off",
+            remedy="Train into another --out with a smaller optim.lr, or with precision.autocast=off",
         )
     training.engine.step(rate)
     training.stage.after_step()
@@ -165,7 +167,9 @@ def _validate(training: Training, epoch: int, log: MetricsLog | None) -> None:
     if log is not None:
         log.write(entry)
     training.watch.validation(entry)
-    score = metrics.get("auc", metrics.get("accuracy", math.nan))
+    score = metrics.get("auc", math.nan)
+    if not math.isfinite(score):  # more than two classes, or only one of them in this split
+        score = metrics.get("accuracy", math.nan)
     if training.recipe.checkpoint.select == "best" and score > training.best:
         training.best = score
         if rank() == 0:
@@ -196,7 +200,7 @@ def _finish(training: Training) -> None:
     if rank() != 0:
         return
     best = training.run / BEST_NAME
-    if training.recipe.checkpoint.select == "best" and best.is_file():
+    if math.isfinite(training.best):
         save_weights(training.run / WEIGHTS_NAME, load_weights(best))
     else:
         save_weights(training.run / WEIGHTS_NAME, training.stage.weights())

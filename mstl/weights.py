@@ -14,6 +14,7 @@ from shards.errors import MstlError
 from shards.files import write_atomic
 
 NEW_PREFIXES = ("attention.",)  # the only weights a backbone may start afresh
+COUNTERS = ".num_batches_tracked"  # absent from weights saved long ago; nothing that matters depends on them
 HEAD_PREFIXES = ("fc.",)  # only backbones cross stages; a source's head is left behind
 
 
@@ -62,7 +63,9 @@ def carry_over(source: Mapping[str, Tensor], target: nn.Module) -> CarryReport:
     carried = sorted(source.keys() & state.keys())
     new = sorted(state.keys() - source.keys())
     dropped = sorted(source.keys() - state.keys())
-    _refuse([name for name in new if not name.startswith(NEW_PREFIXES)], "the source lacks")
+    _refuse(
+        [name for name in new if not name.startswith(NEW_PREFIXES) and not name.endswith(COUNTERS)], "the source lacks"
+    )
     _refuse([name for name in dropped if not name.startswith(HEAD_PREFIXES)], "the network has no place for")
     for name in carried:
         if source[name].shape != state[name].shape:
@@ -101,7 +104,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 def _load_torch(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, KeyError, IndexError, AttributeError, ValueError) as error:
         raise MstlError(
             f"weights {path}",
             why="it is a pickle of more than tensors, which could run code when read, or it is damaged",

@@ -184,8 +184,22 @@ class Loader:
                 seed=_pipeline_seed(self.plan.seed, self._rank, self._window.start),
                 checkpoint=None if self._restored is None else base64.b64decode(self._restored),
             )
-            pipeline.build()
+            try:
+                pipeline.build()
+            except RuntimeError as error:
+                raise self._unopened(error) from error
         return pipeline
+
+    def _unopened(self, error: RuntimeError) -> Exception:
+        """A shard that vanished since the set was opened is named; any other fault of the graph stays itself."""
+        gone = [str(shard.tar) for shard in self._split.shards if not Path(shard.tar).is_file()]
+        if not gone:
+            return error
+        return MstlError(
+            f"shard {gone[0]}",
+            why="it is gone since this job began",
+            remedy="Bring it back and run the same command again",
+        )
 
     def _next(self) -> Batch:
         started = time.perf_counter()

@@ -113,16 +113,19 @@ def _claim(out: Path, seed: int) -> None:
     from shards.files import write_atomic
 
     mark = out / "demo.json"
+    asked = {"seed": seed, "model": MODEL, "runs": [[*run[:3], *run.overrides] for run in RUNS]}
     if not mark.is_file() and out.is_dir() and any(out.iterdir()):
         raise MstlError(
             f"--out {out}", why="it holds files that are not a demo's", remedy="Name a new folder or an earlier demo's"
         )
-    if mark.is_file() and json.loads(mark.read_text())["seed"] != seed:
+    if mark.is_file() and mark.read_text() != json.dumps(asked):
         raise MstlError(
-            f"--out {out}", why="it holds a demo with another seed", remedy="Name another folder, or add --fresh"
+            f"--out {out}",
+            why="it holds a demo of another seed or of another version of this program",
+            remedy="Name another folder, or add --fresh to start over",
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(mark, json.dumps({"seed": seed}).encode())
+    write_atomic(mark, json.dumps(asked).encode())
 
 
 def _make_shards(out: Path, seed: int) -> None:

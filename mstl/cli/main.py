@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 
 import click
 
 from mstl import __version__
-from shards.errors import MstlError
+from mstl.cli.boundary import exit_with
 
 # Name → what `mstl --help` says of it; each lives in mstl/cli/NAME.py as `command`. Listing them here keeps
 # `mstl --help` free of torch, DALI and DeepSpeed.
@@ -58,22 +57,7 @@ def group() -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 an expected failure, 2 usage, 3 a bug (with traceback), 130 interrupted."""
-    try:
-        code = group.main(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except MstlError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except Exception:  # noqa: BLE001 - the boundary: whatever else arrives here is a bug, shown whole
-        import traceback
-
-        traceback.print_exc()
-        sys.exit(3)
+    exit_with(lambda: group.main(standalone_mode=False))
 
 
 if __name__ == "__main__":

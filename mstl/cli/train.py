@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -15,6 +18,9 @@ from typing import Any
 import click
 
 from mstl.cli.training_options import as_arguments, training_options
+from shards.errors import MstlError
+
+LAUNCHER = "deepspeed.launcher"
 
 
 @click.command("train", context_settings={"show_default": True})
@@ -34,37 +40,74 @@ def command(ranks: int | None, **options: Any) -> None:
 
 
 def start(options: dict[str, Any], ranks: int | None = None) -> int:
-    """Run a training job under the launcher; returns its exit code, 130 or 143 when this process was signalled."""
-    code, received = _run_forwarding_signals(launcher_command(options, ranks or _devices()))
-    if received and code:
+    """Run a training job under the launcher; returns its exit code, 128 + signal when this process was signalled.
+
+    0 means that the run's record says "finished": a launcher that is killed outright exits with 0 too.
+    """
+    code, received = _run_forwarding_signals(launcher_command(options, ranks))
+    if code == 0 and _finished(Path(options["out"] or f"runs/{options['stage']}")):
+        return 0
+    if received:
         return 128 + received
-    # A rank has said what is wrong in its own line before it exits with 1; of anything else the launcher says nothing.
-    if code not in (0, 1):
-        click.echo(f"Error: a training process died (launcher's exit code {code}); see above", err=True)
-    return code
+    # A rank has said what is wrong in a line of its own before it exits with 1; of anything else nobody has spoken.
+    if code != 1:
+        click.echo(f"Error: the training processes ended early (launcher's exit code {code}); see above", err=True)
+    return code or 1
 
 
-def launcher_command(options: dict[str, Any], ranks: int) -> list[str]:
-    """The command line that starts the ranks of a job on this machine."""
+def launcher_command(options: dict[str, Any], ranks: int | None) -> list[str]:
+    """The command line that starts the ranks of a job on this machine; `ranks` None is one for every GPU."""
+    # The null device as hostfile keeps a cluster's /job/hostfile from turning this into a job on many nodes.
+    launcher = [sys.executable, "-m", f"{LAUNCHER}.runner", "--no_local_rank", "--log_level", "critical"]
+    launcher += ["--hostfile", os.devnull, "--master_port", str(_free_port()), *_devices(ranks)]
+    return [*launcher, _script(), *as_arguments(options)]
+
+
+def _script() -> str:
     script = find_spec("launch.train")
     assert script is not None and script.origin is not None, "launch is installed with mstl"
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank", "--log_level", "critical"]
-    # An unreadable default hostfile path keeps a cluster's /job/hostfile from turning this into a multi-node job.
-    launcher += ["--hostfile", os.devnull, "--num_gpus", str(ranks), "--master_port", str(_free_port())]
-    return [*launcher, str(Path(script.origin)), *as_arguments(options)]
+    return script.origin
+
+
+def _devices(ranks: int | None) -> list[str]:
+    """The launcher's words for the devices: given --num_gpus it would forget CUDA_VISIBLE_DEVICES."""
+    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    if not visible or visible == ["-1"]:
+        return ["--num_gpus", str(ranks or max(1, len(list(Path("/dev").glob("nvidia[0-9]*")))))]
+    if not all(word.isdigit() for word in visible):
+        raise MstlError(
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)}",
+            why="the launcher takes GPUs by number only",
+            remedy="Name them by number, as nvidia-smi lists them",
+        )
+    if ranks is not None and ranks > len(visible):
+        raise MstlError(
+            f"--ranks {ranks}",
+            why=f"CUDA_VISIBLE_DEVICES names {len(visible)} GPUs",
+            remedy="Name more GPUs or fewer ranks",
+        )
+    return ["--include", "localhost:" + ",".join(visible[: ranks or len(visible)])]
 
 
 def _run_forwarding_signals(arguments: list[str]) -> tuple[int, int]:
-    """Run in a process group of its own and pass signals to all of it: the launcher alone would orphan its ranks."""
+    """Run the launcher and pass signals on to its ranks; returns its exit code and the signal received, else 0.
+
+    The launcher itself must not get the first one: it would die at once, or kill its ranks while they save. The
+    second signal goes to everybody.
+    """
     received = 0
     process = subprocess.Popen(arguments, start_new_session=True, env=_environment())
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         nonlocal received
+        ranks = [] if received else _ranks(process.pid)
         received = number
-        os.killpg(process.pid, signal.SIGTERM)
+        if not ranks:
+            os.killpg(process.pid, signal.SIGTERM)
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         return process.wait(), received
     finally:
@@ -72,26 +115,39 @@ def _run_forwarding_signals(arguments: list[str]) -> tuple[int, int]:
             signal.signal(number, handler)
 
 
+def _ranks(launcher: int) -> list[Any]:
+    """The training processes below the launcher; none while it is still starting."""
+    import psutil
+
+    found = []
+    for process in psutil.Process(launcher).children(recursive=True):
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue  # it has just ended
+        if _script() in words and not any(word.startswith(LAUNCHER) for word in words):
+            found.append(process)
+    return found
+
+
+def _finished(out: Path) -> bool:
+    try:
+        return bool(json.loads((out / "run.json").read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
-    if not _cuda_present():
+    if not Path("/dev/nvidiactl").exists():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment
 
 
-def _cuda_present() -> bool:
-    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()
-
-
-def _devices() -> int:
-    """GPUs this process may use, by the driver's own listing (importing torch here would cost seconds); at least 1."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return max(1, len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
-    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
-
-
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on, below those the system gives to outgoing connections, which could take it meanwhile."""
+    for port in random.sample(range(20_000, 30_000), 50):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise MstlError("ports 20000 to 29999", why="no free one was found", remedy="End what occupies them")

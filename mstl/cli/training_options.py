@@ -24,7 +24,7 @@ _OPTIONS = (
         metavar="RUN|FILE|none",
         help="First weights.  [default: the newest finished run of the stage before, beside --out]",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, order and augmentation."),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Of weights, order and augmentation."),
     click.option(
         "--resume",
         type=click.Choice(["auto", "must", "never"]),

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 
 from mstl.evaluation.metrics import as_json, classification_metrics, confusion_counts, roc_curve
-from mstl.runs import RunRecord, load_classifier, now, open_run, software, weights_digest
+from mstl.runs import RunRecord, load_classifier, now, open_run, software
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from shards.errors import MstlError
-from shards.files import write_atomic
+from shards.files import sha256_file, write_atomic
 from shards.progress import QUIET, Progress
 from shards.read import read_records
 from shards.schema import Manifest, load_manifest
@@ -134,7 +134,7 @@ def evaluate_run(
             "source": manifest.source,
             "same_as_run": same,
         },
-        "weights_sha256": weights_digest(record.weights),
+        "weights_sha256": sha256_file(record.weights),
         "image_size": record.image_size,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "date": now(),

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstl.evaluation.metrics import roc_curve
-from mstl.runs import RunRecord, open_run, read_metrics, weights_digest
+from mstl.runs import RunRecord, open_run, read_metrics
 from mstl.study.figures import Curve
 from shards.errors import MstlError
+from shards.files import sha256_file
 
 LONGEST_CHAIN = 20
 Entry = dict[str, Any]
@@ -35,7 +36,7 @@ class Parent:
     def changed(self) -> bool:
         """Whether the weights there are others than those the run started from; False when they are gone."""
         weights = self.path if self.run is None else self.run.weights
-        return weights.is_file() and weights_digest(weights) != self.digest
+        return weights.is_file() and sha256_file(weights) != self.digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from mstl.cli.train import launcher_command
+from mstl.checkpoint import newest_checkpoint
 from mstl.models.registry import build_backbone
 from mstl.runs import open_run, read_metrics
 from mstl.weights import load_weights
@@ -33,12 +34,12 @@ def words(stage: str, sets: Path, out: Path, *more: str, fields: Sequence[str] =
 
 
 def start(arguments: Sequence[str], ranks: int | None = None) -> subprocess.Popen[str]:
-    """Plain python for one rank (`ranks` None), else the deepspeed launcher; a process group of its own."""
+    """Plain python for one rank (`ranks` None), else `mstl train`; a process group of its own."""
     script = find_spec("launch.train")
     assert script is not None
     command = [sys.executable, str(script.origin)]
     if ranks is not None:
-        command = launcher_command({}, ranks)
+        command = [sys.executable, "-m", "mstl", "train", "--ranks", str(ranks)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [*command, *arguments],
@@ -127,11 +128,53 @@ def test_two_ranks_killed_and_resumed_under_the_launcher(sample_sets: Path, tmp_
     run(words(stage, sample_sets, whole, "--init-from", "none", fields=fields), ranks=2)
     arguments = words(stage, sample_sets, broken, "--init-from", "none", fields=fields)
     kill_at(arguments, broken, 4, signal.SIGKILL, ranks=2)
-    time.sleep(1.0)  # the ranks are in groups of their own; the killed launcher's go down with their sockets
     assert "continues behind step" in run([*arguments, "--resume", "must"], ranks=2)
     assert untimed(broken) == untimed(whole)
     assert same_weights(whole, broken)
     assert open_run(broken).body["world_size"] == 2
+
+
+def test_a_signal_to_the_command_lets_both_ranks_save_first(sample_sets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(words("sstl_m", sample_sets, out, "--init-from", "none", fields=("optim.epochs=500",)), ranks=2)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(out)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.01)
+    ranks = training_processes(out)
+    assert len(ranks) == 2
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert open_run(out).status == "interrupted"
+    assert newest_checkpoint(out / "checkpoints")[0] is not None
+    assert training_processes(out) == [], "a rank lives on"
+
+
+def training_processes(out: Path) -> list[int]:
+    """Ranks that train into a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if str(out) in line and any(word.endswith("launch/train.py") for word in line) and "deepspeed" not in str(line):
+            found.append(process.pid)
+    return found
+
+
+def test_a_second_job_for_the_same_folder_is_refused(sample_sets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = words("finetune", sample_sets, out, "--init-from", "none", fields=("optim.epochs=500",))
+    first = start(arguments)
+    try:
+        while not read_metrics(out):
+            assert first.poll() is None
+            time.sleep(0.02)
+        assert "another process trains into it" in run(arguments, code=1)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_two_ranks_under_the_launcher(sample_sets: Path, tmp_path: Path) -> None:
@@ -148,6 +191,7 @@ def test_two_ranks_under_the_launcher(sample_sets: Path, tmp_path: Path) -> None
         (("--shards", "missing"), "Make it with: mstl shard --src imagenet"),
         (("--model", "resnet9"), "Choose from resnet14"),
         (("--set", "data.batch_size=1000"), "smaller batch"),
+        (("--set", "data.batch_size=1"), "normalisation needs two"),
         (("--set", "optim.speed=1"), "Fields: data.image_size"),
         (("--init-from", "missing"), "Name a run folder or a weights file"),
         (("--resume", "must"), "Use --resume auto"),

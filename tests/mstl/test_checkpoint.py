@@ -47,8 +47,9 @@ def test_the_newest_is_found_and_restored_and_old_ones_go(tmp_path: Path) -> Non
     for step in (5, 10, 15):
         save_checkpoint(tmp_path, step, OneFileEngine(step), state(step), keep=2)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-10", "step-15"]
-    newest = newest_checkpoint(tmp_path)
+    newest, damaged = newest_checkpoint(tmp_path)
     assert newest is not None
+    assert damaged == []
     assert step_of(newest) == 15
     engine = OneFileEngine(0)
     restored = load_checkpoint(newest, engine)
@@ -70,7 +71,22 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     else:
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    assert newest_checkpoint(tmp_path) == tmp_path / "step-1"
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-1", [tmp_path / "step-2"])
+
+
+def test_pruning_never_takes_the_one_just_written_for_a_damaged_newer_one(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, OneFileEngine(step), state(step), keep=2)
+    (tmp_path / "step-20" / "state.pt").unlink()
+    save_checkpoint(tmp_path, 15, OneFileEngine(15), state(15), keep=1)
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-15", [])
+
+
+def test_when_all_are_damaged_nobody_starts_over_silently(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "checkpoints", 1, OneFileEngine(1), state(1), keep=1)
+    (folder / "complete.json").write_text("[]")
+    with pytest.raises(MstlError, match="none is whole"):
+        newest_checkpoint(tmp_path / "checkpoints")
 
 
 def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
@@ -79,13 +95,13 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
     engine.fail = True
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path, 2, engine, state(2), keep=1)
-    assert newest_checkpoint(tmp_path) == tmp_path / "step-1"
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-1"
     save_checkpoint(tmp_path, 2, OneFileEngine(2), state(2), keep=1)  # what was left aside is in nobody's way
-    assert newest_checkpoint(tmp_path) == tmp_path / "step-2"
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-2"
 
 
 def test_none_is_found_where_there_is_none(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "absent") is None
+    assert newest_checkpoint(tmp_path / "absent") == (None, [])
 
 
 def test_another_world_size_is_refused(tmp_path: Path) -> None:

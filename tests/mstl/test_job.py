@@ -1,6 +1,8 @@
 """A job is settled and checked before any device is touched: defaults, parents, and what --out holds."""
 
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mstl.job import Job, Request, plan_job, record
+from mstl.job import Job, Request, check_world, plan_job, record
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
 from mstl.runs import write_record
@@ -107,6 +109,43 @@ def test_weights_may_come_from_a_file(place: Path) -> None:
     assert (job.parent.run, job.parent.weights.name) == (None, "from_elsewhere.safetensors")
     with pytest.raises(MstlError, match="no such run or file"):
         plan_job(Request(stage="stl_m", model=MODEL, init_from="missing"))
+
+
+def test_an_interrupted_run_is_continued_whatever_was_trained_beside_it_since(place: Path) -> None:
+    first = plan_job(Request(stage="stl_n", model=MODEL))
+    finish(first)
+    request = Request(stage="stl_m", model=MODEL)
+    job = plan_job(request)
+    write_record(job.out, {**record(job, world_size=1, device="CPU", carry=None), "status": "interrupted"})
+    newer = finish(first, "newer")
+    body = json.loads((newer / "run.json").read_text())
+    write_record(newer, {**body, "finished": "2027-01-01T00:00:00+00:00"})
+    assert plan_job(request).parent == job.parent
+    with pytest.raises(MstlError, match="another run: parent is 'runs/newer"):
+        plan_job(replace(request, init_from="runs/newer"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"), [(("data.workers=7", "checkpoint.keep=9"), False), (("optim.lr=9",), True)]
+)
+def test_only_what_changes_results_must_stay_when_continuing(
+    place: Path, fields: tuple[str, ...], refused: bool
+) -> None:
+    request = Request(stage="stl_n", model=MODEL)
+    finish(plan_job(request))
+    with pytest.raises(MstlError) if refused else nullcontext():
+        assert plan_job(replace(request, overrides=fields)).finished
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "says"),
+    [(9, 2, "data.batch_size=8"), (2, 2, "4 or more"), (8, 2, None), (16, 1, "smaller batch")],
+)
+def test_what_ranks_cannot_share_is_refused(place: Path, batch: int, world: int, says: str | None) -> None:
+    job = plan_job(Request(stage="stl_n", model=MODEL, overrides=[f"data.batch_size={batch}"]))
+    with pytest.raises(MstlError) if says else nullcontext() as caught:
+        check_world(job, world)
+    assert says is None or says in str(caught.value)
 
 
 def test_an_unfinished_parent_is_refused(place: Path) -> None:

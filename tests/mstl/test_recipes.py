@@ -22,8 +22,9 @@ PAPER = {
         "loss.momentum": 0.999,
         "loss.alpha1": 0.8,
         "loss.alpha2": 0.8,
+        "optim.lr": 0.03,
     },
-    "finetune": {"optim.epochs": 200, "data.batch_size": 256, "optim.milestones": [120, 160]},
+    "finetune": {"optim.epochs": 200, "data.batch_size": 256, "optim.milestones": [120, 160], "optim.lr": 0.03},
 }
 
 
@@ -66,6 +67,7 @@ def test_a_file_overrides_and_the_command_line_overrides_the_file(tmp_path: Path
         ("stl_n", "optim.epochs=many", "valid integer"),
         ("sstl_m", "loss.region=sometimes", "'normalised', 'literal' or 'off'"),
         ("stl_n", "model.dropout=1", "less than 1"),
+        ("sstl_m", "loss.temperature=0", "loss.temperature"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong_and_lists_the_fields(stage: str, override: str, says: str) -> None:

@@ -17,7 +17,11 @@ def body(**changes: object) -> dict[str, object]:
         "recipe": {"data": {"image_size": 64}},
         "shards": {"path": "data/shards/imagenet", "digest": "d", "classes": ["a", "b"]},
         "status": "finished",
+        "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-02T00:00:00+00:00",
+        "wall_seconds": 1.0,
+        "parent": None,
+        "inputs": {},
         **changes,
     }
 
@@ -45,6 +49,12 @@ def test_a_wrong_record_is_refused(tmp_path: Path, text: str | None, says: str) 
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(MstlError, match=says):
         open_run(tmp_path)
+
+
+def test_a_damaged_line_of_the_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n')
+    with pytest.raises(MstlError, match="line 2"):
+        read_metrics(tmp_path)
 
 
 def test_only_finished_runs_of_the_stage_and_network_are_candidates_newest_last(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from PIL import Image
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
 from mstl.recipes import PRINTED, RESOLVED, build_recipe, flatten
-from mstl.runs import WEIGHTS_NAME, software, weights_digest, write_record
+from mstl.runs import WEIGHTS_NAME, software, write_record
 from mstl.stages import STAGES
 from mstl.weights import save_weights
+from shards.files import sha256_file
 from shards.schema import Manifest
 from shards.sources.blob import Blob
 from shards.sources.listing import Item, Listing
@@ -118,7 +119,7 @@ def make_run(
         "resolved": flatten(RESOLVED[stage]),
         "seed": 3,
         "world_size": 1,
-        "parent": None if parent is None else {"path": str(parent), "digest": weights_digest(parent / WEIGHTS_NAME)},
+        "parent": None if parent is None else {"path": str(parent), "digest": sha256_file(parent / WEIGHTS_NAME)},
         "shards": {
             "path": str(shards),
             "digest": manifest.digest(),

@@ -1,0 +1,48 @@
+"""The one error boundary of every command: what a user can mend is one line, a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import click
+
+from shards.errors import MstlError
+
+FAILED, BUG, INTERRUPTED = 1, 3, 130
+
+
+def exit_with(action: Callable[[], object], *, prefix: str = "Error") -> NoReturn:
+    """Run an action and leave: 0 done (or its own int), 1 expected failure, 2 usage, 3 bug, 130 interrupted.
+
+    Failures of the system (disk full, no permission) count as expected: their message names the file.
+    """
+    try:
+        code = action()
+        sys.exit(code if isinstance(code, int) else 0)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MstlError as error:
+        click.echo(f"{prefix}: {error}", err=True)
+        sys.exit(FAILED)
+    except OSError as error:
+        what = error.filename or "the system"
+        click.echo(f"{prefix}: {what}: {error.strerror or error}. Mend that and run the same command again", err=True)
+        sys.exit(FAILED)
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever else arrives here is a bug, or a lost peer
+        if _peer_lost(error):
+            click.echo(f"{prefix}: another rank has ended; its own message says why", err=True)
+            sys.exit(FAILED)
+        traceback.print_exc()
+        sys.exit(BUG)
+
+
+def _peer_lost(error: Exception) -> bool:
+    """A collective that failed because a process at its other end is gone; torch raises a plain RuntimeError."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("Connection closed by peer" in text or "Connection reset" in text)
