@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # One thread a process: the tests start ranks of their own, and more threads than cores is slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test       the tests (make test-slow: those that take long)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      throughput of the loader against its peers"
+	@echo "make setup      only the environment, .venv (the others make it too)"
 	@echo "make clean      remove the environment and all caches (not data/ or runs/)"
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -22,6 +23,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	  $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
 	@$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[dev]'
 	@touch $@
+
+setup: $(STAMP)
 
 demo: $(STAMP)
 	@env -u OMP_NUM_THREADS $(BIN)/mstl demo

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from shards.errors import MstlError
 
@@ -17,7 +17,7 @@ Flavour = Literal["resolved", "printed"]
 class Section(BaseModel):
     """A part of a recipe: frozen, and a misspelt field is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -34,7 +34,7 @@ class Model(Section):
 class Optim(Section):
     epochs: int = Field(ge=1, description="passes over the data (paper 5.2)")
     lr: float = Field(gt=0, description="base learning rate of SGD (paper 5.2)")
-    milestones: tuple[int, ...] = Field(
+    milestones: tuple[PositiveInt, ...] = Field(
         (), description="epochs after which the rate is multiplied by gamma (paper 5.2)"
     )
     gamma: float = Field(0.1, gt=0, le=1, description="factor at each milestone (paper 5.2)")

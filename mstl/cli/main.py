@@ -14,6 +14,7 @@ from mstl.cli.boundary import exit_with
 COMMANDS = {
     "sample": "Write the synthetic sample data in the real raw layouts.",
     "shard": "Convert raw images to tar shards.",
+    "verify": "Check a shard set against its manifest, byte for byte.",
     "train": "Train one stage.",
     "evaluate": "Measure a trained run on a split.",
     "explain": "Draw Grad-CAM and attention heatmaps of a run.",

@@ -67,6 +67,8 @@ def test_a_file_overrides_and_the_command_line_overrides_the_file(tmp_path: Path
         ("stl_n", "optim.epochs=many", "valid integer"),
         ("sstl_m", "loss.region=sometimes", "'normalised', 'literal' or 'off'"),
         ("stl_n", "model.dropout=1", "less than 1"),
+        ("stl_n", "optim.lr=inf", "finite"),
+        ("stl_n", "optim.milestones=[-1]", "greater than 0"),
         ("sstl_m", "loss.temperature=0", "loss.temperature"),
     ],
 )
