@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,37 +56,19 @@ def _carry(job: Job, parent: Parent, backbone: ResNet) -> dict[str, Any]:
 def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader | None]:
     """The loaders of the train and val splits; the second is None where the shard set has no val split."""
     recipe, spec = job.recipe, job.spec
-    kind = "gpu" if device.type == "cuda" else "cpu"
-    loader = Loader(
-        spec.train_inputs(recipe),
-        job.shards,
-        "train",
+    make = partial(
+        Loader,
+        shards=job.shards,
         rank=rank,
         world=world,
         batch=recipe.data.batch_size,
         epochs=recipe.optim.epochs,
-        device=kind,
+        device="gpu" if device.type == "cuda" else "cpu",
         device_id=device.index or 0,
         seed=job.seed,
-        shuffle=True,
-        remainder=spec.remainder,
         threads=recipe.data.workers,
     )
+    loader = make(spec.train_inputs(recipe), split="train", shuffle=True, remainder=spec.remainder)
     if not job.manifest.splits.get("val"):
         return loader, None
-    val_loader = Loader(
-        spec.val_inputs(recipe),
-        job.shards,
-        "val",
-        rank=rank,
-        world=world,
-        batch=recipe.data.batch_size,
-        epochs=recipe.optim.epochs,
-        device=kind,
-        device_id=device.index or 0,
-        seed=job.seed,
-        shuffle=False,
-        remainder="pad",
-        threads=recipe.data.workers,
-    )
-    return loader, val_loader
+    return loader, make(spec.val_inputs(recipe), split="val", shuffle=False, remainder="pad")
