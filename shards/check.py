@@ -8,7 +8,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -119,29 +119,40 @@ def check_all(
 ) -> list[Checked | Refused]:
     """Check every image, in order, remembering the results in a log so that an interrupted check goes on.
 
+    Of the log only sound images are believed: one that was refused may have been mended since, and is checked again.
     max_bad: the fraction that may be refused (a fraction above 0 allows three at least). Raises MstlError with the
     count and the first reasons as soon as more are.
     """
     results = _read_log(log)[: len(blobs)]
+    again = [place for place, result in enumerate(results) if isinstance(result, Refused)]
     allowed = max(MIN_REFUSALS, int(max_bad * len(blobs))) if max_bad > 0 else 0
-    refused = sum(isinstance(result, Refused) for result in results)
     progress.start(len(blobs), "checking images")
-    progress.advance(len(results))
+    progress.advance(len(results) - len(again))
+    with closing(ordered_map(_check_chunk, _chunks([blobs[place] for place in again]), workers=workers)) as found:
+        for place, result in zip(again, _flat(found, progress), strict=True):
+            results[place] = result
+    refused = sum(isinstance(result, Refused) for result in results)
     jobs = _chunks(blobs[len(results) :])
     with log.open("a") as file, closing(ordered_map(_check_chunk, jobs, workers=workers)) as rest:
-        for found in rest:
-            for result in found:
+        for chunk in rest:
+            for result in chunk:
                 results.append(result)
                 file.write(json.dumps(asdict(result)) + "\n")
                 refused += isinstance(result, Refused)
             file.flush()
             if refused > allowed:
                 raise _too_many(blobs, results, refused, allowed)
-            progress.advance(len(found))
+            progress.advance(len(chunk))
         os.fsync(file.fileno())  # what is written from here on follows from these results
-    if refused > allowed:  # all of them from the log
+    if refused > allowed:  # all of them refused before, and again
         raise _too_many(blobs, results, refused, allowed)
     return results
+
+
+def _flat(chunks: Iterable[list[Checked | Refused]], progress: Progress) -> Iterator[Checked | Refused]:
+    for chunk in chunks:
+        yield from chunk
+        progress.advance(len(chunk))
 
 
 def _chunks(blobs: Sequence[Blob]) -> Iterator[list[Blob]]:
@@ -164,11 +175,12 @@ def _read_log(log: Path) -> list[Checked | Refused]:
         for line in file:
             try:
                 found = json.loads(line)
-            except ValueError:
+                result = Refused(**found) if "reason" in found else Checked(**found)
+            except (ValueError, TypeError):  # no JSON, or not one of ours
                 break
             if not line.endswith(b"\n"):
                 break
-            results.append(Refused(**found) if "reason" in found else Checked(**found))
+            results.append(result)
             good_bytes += len(line)
     os.truncate(log, good_bytes)
     return results

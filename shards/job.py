@@ -12,7 +12,7 @@ from pathlib import Path
 from shards.check import Checked
 from shards.encode import stored_image
 from shards.errors import MstlError
-from shards.files import write_atomic
+from shards.files import sha256_file, write_atomic
 from shards.index import format_index
 from shards.schema import Shard
 from shards.sources.listing import Item
@@ -46,8 +46,14 @@ class ShardJob:
     quality: int
 
     def digest(self) -> str:
-        """SHA-256 of the samples in the shard: which, in what order, with which ids."""
-        content = [self.first_id, [(entry.key, entry.checked.sha256) for entry in self.entries]]
+        """SHA-256 of everything that decides the bytes of the shard."""
+        content = [
+            self.split, self.number, self.first_id, self.source, self.modality, self.classes, self.resize, self.quality,
+            [
+                (entry.key, entry.item.label, entry.item.patient, entry.item.origin, asdict(entry.checked))
+                for entry in self.entries
+            ],
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -73,13 +79,20 @@ def write_shard(job: ShardJob) -> Shard:
 
 
 def _read_record(record: Path, job: ShardJob) -> Shard | None:
+    """The shard a record tells of, when it is of this job and its files are still those written; else None."""
     if not record.exists():
         return None
-    body = json.loads(record.read_bytes())
-    shard = Shard(**{**body["shard"], "class_counts": tuple(body["shard"]["class_counts"])})
-    tar, index = Path(job.folder) / shard.path, Path(job.folder) / shard.index
-    whole = tar.is_file() and tar.stat().st_size == shard.bytes and index.is_file()
-    return shard if whole and body["digest"] == job.digest() else None
+    try:
+        body = json.loads(record.read_bytes())
+        shard = Shard(**{**body["shard"], "class_counts": tuple(body["shard"]["class_counts"])})
+        of_this_job = body["digest"] == job.digest()
+    except (ValueError, TypeError, KeyError):  # damaged: the shard is written again
+        return None
+    files = ((shard.path, shard.sha256), (shard.index, shard.index_sha256))
+    whole = of_this_job and all(
+        (Path(job.folder) / path).is_file() and sha256_file(Path(job.folder) / path) == sha256 for path, sha256 in files
+    )
+    return shard if whole else None
 
 
 def _write(folder: Path, job: ShardJob) -> Shard:
@@ -113,7 +126,7 @@ def _components(job: ShardJob, entry: Entry, sample_id: int) -> dict[str, bytes]
     """Extension → bytes of one sample. `i64` is little-endian int64 [sample_id, label], which DALI reads as numbers."""
     item, checked = entry.item, entry.checked
     ext, image = stored_image(
-        _read_checked(job, entry), checked, resize=job.resize, quality=job.quality, lossy=job.modality == "natural"
+        _read_checked(entry), checked, resize=job.resize, quality=job.quality, lossy=job.modality == "natural"
     )
     about = {
         "class_name": job.classes[item.label],
@@ -136,7 +149,7 @@ def _components(job: ShardJob, entry: Entry, sample_id: int) -> dict[str, bytes]
     }
 
 
-def _read_checked(job: ShardJob, entry: Entry) -> bytes:
+def _read_checked(entry: Entry) -> bytes:
     blob = entry.item.blob
     why = "it is not the image that was checked"
     try:
@@ -147,6 +160,6 @@ def _read_checked(job: ShardJob, entry: Entry) -> bytes:
         raise MstlError(
             f"image {blob.name}",
             why=f"it changed while the shards were written: {why}",
-            remedy=f"Let the source rest, remove {job.folder} and run the same command again",
+            remedy="Let the source rest and run the same command again with --force, which starts anew",
         )
     return data

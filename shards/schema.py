@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import MstlError
@@ -85,7 +85,9 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a shard set; raises MstlError when it is missing, unreadable or of another version."""
+    """Read the manifest of a shard set; raises MstlError when it is missing, unreadable, of another version or holds
+    values that no build writes.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise MstlError(
@@ -105,12 +107,56 @@ def load_manifest(folder: Path) -> Manifest:
                 remedy="Convert the data again with mstl shard --force, or use the version of MSTL that wrote it",
             )
         body.pop("totals", None)
-        splits = {
-            name: tuple(Shard(**{**shard, "class_counts": tuple(shard["class_counts"])}) for shard in shards)
-            for name, shards in body.pop("splits").items()
-        }
-        return Manifest(**{**body, "classes": tuple(body["classes"]), "splits": splits})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return _manifest(body)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MstlError(
             str(path), why=f"it cannot be read ({error})", remedy="Convert the data again with mstl shard --force"
         ) from error
+
+
+def _manifest(body: dict[str, Any]) -> Manifest:
+    """The manifest in a JSON object; raises ValueError for wrong values, TypeError and KeyError for wrong fields."""
+    classes = body["classes"]
+    _need(isinstance(classes, list) and bool(classes), "classes is no list of names")
+    _need(all(isinstance(name, str) for name in classes), "classes is no list of names")
+    for name in ("source", "modality", "tool_version"):
+        _need(isinstance(body[name], str), f"{name} is no text")
+    for name in ("seed", "refused"):
+        _need(_is_count(body[name]), f"{name} is no whole number of 0 or more")
+    _need(isinstance(body["options"], dict), "options is no mapping")
+    splits = body["splits"]
+    _need(isinstance(splits, dict) and splits.keys() <= set(SPLITS), f"splits is no mapping of {', '.join(SPLITS)}")
+    _need(all(isinstance(shards, list) for shards in splits.values()), "a split is no list of shards")
+    parts = {name: tuple(_shard(shard, len(classes)) for shard in shards) for name, shards in splits.items()}
+    return Manifest(**{**body, "classes": tuple(classes), "splits": parts})
+
+
+def _shard(body: Any, classes: int) -> Shard:
+    _need(isinstance(body, dict), "a shard is no mapping")
+    for name in ("path", "index"):
+        _need(_is_inside(body[name]), f"{name} {body[name]!r} of a shard is no relative path inside the set")
+    where = f"shard {body['path']}"
+    for name in ("samples", "first_id", "bytes"):
+        _need(_is_count(body[name]), f"{name} of {where} is no whole number of 0 or more")
+    for name in ("sha256", "index_sha256"):
+        _need(isinstance(body[name], str) and len(body[name]) == 64, f"{name} of {where} is no SHA-256")
+    counts = body["class_counts"]
+    _need(isinstance(counts, list) and all(map(_is_count, counts)), f"class_counts of {where} are no counts")
+    _need(len(counts) == classes, f"class_counts of {where} has {len(counts)} numbers for {classes} classes")
+    _need(sum(counts) == body["samples"], f"class_counts of {where} add up to {sum(counts)}, not {body['samples']}")
+    return Shard(**{**body, "class_counts": tuple(counts)})
+
+
+def _need(good: bool, message: str) -> None:
+    if not good:
+        raise ValueError(message)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_inside(path: Any) -> bool:
+    if not isinstance(path, str) or not path or "\0" in path:
+        return False
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts

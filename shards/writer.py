@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from shards.progress import QUIET, Progress
 from shards.schema import MANIFEST_NAME, SPLITS, Manifest, Shard, load_manifest
 from shards.sources.carve import carve_validation
 from shards.sources.listing import Listing
+from shards.verify import check_files
 
 QUARANTINE_NAME = "quarantine.jsonl"
+MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,7 @@ class WriteOptions:
 
     def __post_init__(self) -> None:
         for name, good, allowed in (
+            ("seed", 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED}"),
             ("samples-per-shard", self.samples_per_shard >= 1, "at least 1"),
             ("resize", self.resize is None or self.resize >= 16, "at least 16 pixels"),
             ("quality", 1 <= self.quality <= 100, "1 to 100"),
@@ -70,7 +74,7 @@ class WriteOptions:
 def find_built(listing: Listing, out: Path, options: WriteOptions) -> Manifest | None:
     """The manifest of a finished set at `out` with this listing and these options; None when nothing is there.
 
-    Raises MstlError when something else is there.
+    Raises MstlError when something else is there, and when a file of the set is missing or cut off.
     """
     return _find_built(out, {**options.recorded(listing), "seed": options.seed})
 
@@ -85,6 +89,8 @@ def _find_built(out: Path, asked: dict[str, Any]) -> Manifest | None:
         same_source = built.get("listing_digest") == asked["listing_digest"]
         why = f"it was built with {', '.join(changed)}" if same_source else "it was built from other source files"
         raise MstlError(f"shard set {out}", why=why, remedy="Replace it with --force, or choose another --out")
+    check_files(out, manifest)
+    building.tidy(out)
     return manifest
 
 
@@ -95,8 +101,9 @@ def write_shards(
 
     The build happens in `<out>.building` and is renamed when whole; run again after an interruption it goes on where
     it stopped, with the same bytes in the end. A set that is already there with the same listing and options is
-    returned as it is (`find_built` tells beforehand), another one is refused, or with `force` replaced, once the new
-    one is complete. Order within a split, and so every sample id, follows from the seed and the keys alone.
+    returned as it is (`find_built` tells beforehand), another one is refused. With `force` everything is built anew,
+    and what is there is replaced once the new set is complete. Order within a split, and so every sample id, follows
+    from the seed and the keys alone.
     Raises MstlError for too many bad images, a source that changes underneath, and an unusable `out`.
     """
     out = out.resolve()
@@ -104,7 +111,11 @@ def write_shards(
     built = None if force else _find_built(out, asked)
     if built is not None:
         return built
-    with building.workspace(out, asked) as folder:
+    with building.workspace(out, asked, fresh=force) as folder:
+        built = None if force else _find_built(out, asked)
+        if built is not None:  # another process has published it since
+            shutil.rmtree(folder)
+            return built
         if not (folder / MANIFEST_NAME).exists():
             carved = carve_validation(listing, fraction=options.val_fraction, seed=options.seed)
             _build(carved, folder, options, asked, progress)

@@ -10,7 +10,7 @@ import click
 @click.command("explain", context_settings={"show_default": True})
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", help="Which split: train, val or test.")
-@click.option("--count", type=click.IntRange(1), default=6, help="How many images, the first of the positive class.")
+@click.option("--count", type=click.IntRange(1), default=6, help="How many images at most, the first of the split.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG.  [default: RUN/evaluation/SPLIT/heatmaps.png]")
 @click.option("--shards", type=click.Path(path_type=Path), help="Another shard set.  [default: the run's own]")
 def command(run: Path, split: str, count: int, out: Path | None, shards: Path | None) -> None:
@@ -20,6 +20,7 @@ def command(run: Path, split: str, count: int, out: Path | None, shards: Path | 
     mstl explain runs/finetune
     mstl explain runs/finetune --split val --count 4 --out heatmaps.png
 
+    With two classes only images of the positive one are shown; with more, each is explained for its own class.
     Blue is low, red is high, each map on its own scale. `mstl report` shows a grid at its default place.
     """
     from mstl.cli.progress import rich_progress

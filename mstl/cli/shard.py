@@ -31,7 +31,8 @@ class Fraction(click.ParamType[float]):
 
 @click.command(
     name="shard",
-    epilog="The build can be interrupted: the same command goes on where it stopped and ends with the same bytes.",
+    epilog="The build can be interrupted: the same command goes on where it stopped and ends with the same bytes "
+    "(with --force it starts anew).",
 )
 @click.option(
     "--src", required=True, metavar="NAME", help="Layout of the raw data: imagenet, covidx, covid19-ct, folder."
@@ -39,20 +40,25 @@ class Fraction(click.ParamType[float]):
 @click.option("--root", type=click.Path(path_type=Path), help="Where the raw data lies.  [default: data/raw/NAME]")
 @click.option("--out", type=click.Path(path_type=Path), help="The shard set to make.  [default: data/shards/NAME]")
 @click.option(
-    "--seed", default=0, show_default=True, help="Decides the order of samples and the carved validation part."
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Decides the order of samples and the carved validation part.",
 )
 @click.option("--samples-per-shard", type=click.IntRange(1), default=1000, show_default=True, help="Samples in a tar.")
 @click.option("--resize", type=click.IntRange(16), metavar="N",
               help="Shorter side in pixels for larger images; without it the original bytes are kept.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True,
-              help="JPEG quality with --resize; medical images and PNGs are always stored as PNG then.")  # fmt: skip
+              help="JPEG quality of what --resize makes smaller; it makes PNGs of PNGs and of all images of covidx and "
+              "covid19-ct.")  # fmt: skip
 @click.option("--val-fraction", type=Fraction(), default="10%", show_default=True,
               help="Training patients that become val when the source has no val part.")  # fmt: skip
 @click.option("--max-bad", type=Fraction(), default="1%", show_default=True,
               help="Images that may be refused (see quarantine.jsonl) before the build fails.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
               show_default="CPU cores", help="Processes that decode and write.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a shard set that is there, once the new one is complete.")
+@click.option("--force", is_flag=True, help="Build anew, and replace what is there once that is complete.")
 def command(
     src: str,
     root: Path | None,
@@ -96,7 +102,9 @@ def command(
         click.secho(f"note: {note}", fg="yellow", err=True)
     manifest = None if force else find_built(listing, out, options)
     if manifest is not None:
-        click.echo(f"{out} is there already, built from the same files with the same options: nothing to do")
+        click.echo(
+            f"{out} is there already, built from files of the same names and sizes with the same options: nothing to do"
+        )
     else:
         with rich_progress() as progress:
             manifest = write_shards(listing, out, options, progress, force=force)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 
 from mstl.evaluation.metrics import as_json, classification_metrics, confusion_counts, roc_curve
-from mstl.runs import RunRecord, load_classifier, now, open_run, software
+from mstl.evaluation.subject import open_subject
+from mstl.runs import now, software
 from pipelines.batch import Batch
-from pipelines.loader import Loader
-from shards.errors import MstlError
 from shards.files import sha256_file, write_atomic
 from shards.progress import QUIET, Progress
 from shards.read import read_records
-from shards.schema import Manifest, load_manifest
 
 SCHEMA_VERSION = 1
 POSITIVE_NAMES = ("covid", "covid-19")
@@ -103,18 +101,15 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run on a split and write RUN/evaluation/SPLIT/; returns what metrics.json holds.
 
-    Files: metrics.json, predictions.csv, confusion.png and, for two classes that both occur, roc.png. Without
-    `shards` the run's own shard set is used, and only if it is still the one of the record. Raises MstlError for
-    another shard set or other classes than the run's, for an unknown split and for a run without a classifier.
+    Files: metrics.json, predictions.csv, confusion.png and, for two classes that both occur, roc.png. Raises MstlError
+    as `open_subject` does.
     """
-    record = open_run(run)
-    folder, manifest, same = matching_shards(record, shards)
-    classifier = load_classifier(record)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    loader = evaluation_loader(record, folder, split, batch=batch)
+    out = run / "evaluation" / split
+    subject = open_subject(run, split=split, shards=shards, out=out / "metrics.json", progress=progress)
+    manifest, folder = subject.manifest, subject.folder.resolve()
+    loader = subject.loader(batch)
     try:
-        predictions = predict(classifier.to(device), loader, device, progress=progress)
+        predictions = predict(subject.classifier, loader, subject.device, progress=progress)
     finally:
         loader.close()
     positive = positive_class(manifest.classes)
@@ -132,56 +127,16 @@ def evaluate_run(
             "path": str(folder),
             "digest": manifest.digest(),
             "source": manifest.source,
-            "same_as_run": same,
+            "same_as_run": subject.same_as_run,
         },
-        "weights_sha256": sha256_file(record.weights),
-        "image_size": record.image_size,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "weights_sha256": sha256_file(subject.record.weights),
+        "image_size": subject.record.image_size,
+        "device": torch.cuda.get_device_name() if subject.device.type == "cuda" else "cpu",
         "date": now(),
         "software": {**software(), "torchmetrics": version("torchmetrics")},
     }
-    _write(record.path / "evaluation" / split, body, predictions, folder, positive)
+    _write(out, body, predictions, folder, positive)
     return body
-
-
-def matching_shards(record: RunRecord, shards: Path | None) -> tuple[Path, Manifest, bool]:
-    """The shard set to evaluate on, its manifest and whether it is the one the run was trained with.
-
-    Raises MstlError when the classes differ, or when the run's own shard set has changed since.
-    """
-    folder = record.shards if shards is None else shards
-    manifest = load_manifest(folder)
-    if list(manifest.classes) != list(record.classes):
-        raise MstlError(
-            f"shard set {folder}",
-            why=f"its classes are {_listed(manifest.classes)}, those of run {record.path} {_listed(record.classes)}",
-            remedy="Name a shard set with the same classes in the same order with --shards",
-        )
-    same = manifest.digest() == record.shards_digest
-    if not same and shards is None:
-        raise MstlError(
-            f"shard set {folder}",
-            why=f"it has changed since run {record.path} was trained on it",
-            remedy=f"Evaluate on it knowingly with --shards {folder}",
-        )
-    return folder, manifest, same
-
-
-def evaluation_loader(record: RunRecord, folder: Path, split: str, *, batch: int) -> Loader:
-    """One pass over a split in order: resize, centre crop, normalise; on the GPU where there is one."""
-    return Loader(
-        record.evaluation_inputs,
-        folder,
-        split,
-        rank=0,
-        world=1,
-        batch=batch,
-        epochs=1,
-        device="gpu" if torch.cuda.is_available() else "cpu",
-        seed=0,
-        shuffle=False,
-        remainder="pad",
-    )
 
 
 def _write(out: Path, body: dict[str, Any], predictions: Predictions, shards: Path, positive: int | None) -> None:
@@ -228,8 +183,3 @@ def _each_once(sample_ids: NDArray[Any], labels: NDArray[Any], probabilities: ND
     """Sorted by sample id, the first of each id kept."""
     ids, first = np.unique(sample_ids, return_index=True)
     return Predictions(sample_ids=ids, labels=labels[first], probabilities=probabilities[first])
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from mstl.evaluation.evaluate import evaluation_loader, matching_shards, positive_class
+from mstl.evaluation.evaluate import positive_class
+from mstl.evaluation.subject import open_subject
 from mstl.models.attention import AttentionBlock
 from mstl.models.classifier import Classifier
-from mstl.runs import load_classifier, open_run
 from mstl.study.figures import image_grid
 from pipelines.recipe import IMAGENET_MEAN, IMAGENET_STD
 from shards.errors import MstlError
@@ -23,6 +23,7 @@ from shards.progress import QUIET, Progress
 
 HEAT = colormaps["RdYlBu_r"]  # blue low, red high as in figure 4, and told apart with any colour vision
 HEAT_SHARE = 0.45  # of the overlay, ours
+MOST_IMAGES = 200  # a taller grid passes the 65,536 pixels that matplotlib draws
 
 
 def grad_cam(classifier: Classifier, x: Tensor, class_index: int) -> Tensor:
@@ -121,24 +122,27 @@ def explain_run(
     """Write the heatmap grid of the first `count` positives of a split as PNG; returns how many there were.
 
     The order is that of the shard set, which was shuffled when written: nothing is hand-picked. With more than two
-    classes the first images of any class are explained for their own class. Raises MstlError as `evaluate_run` does,
-    and when the split has no positive.
+    classes the first images of any class are explained for their own class. Raises MstlError as `open_subject` does,
+    when the split has no positive, and for more images than a picture can hold.
     """
-    record = open_run(run)
-    folder, manifest, _ = matching_shards(record, shards)
-    classifier = load_classifier(record)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier.to(device)
+    subject = open_subject(run, split=split, shards=shards, out=out, progress=progress)
+    manifest, classifier = subject.manifest, subject.classifier
     positive = positive_class(manifest.classes)
+    there = manifest.samples(split) if positive is None else manifest.class_counts(split)[positive]
+    count = min(count, there)
+    if count > MOST_IMAGES:
+        raise MstlError(
+            f"--count {count}", why="one picture cannot hold so many images", remedy=f"Name {MOST_IMAGES} at most"
+        )
     images: list[Tensor] = []
     rows: list[tuple[int, int]] = []  # sample id, class
-    loader = evaluation_loader(record, folder, split, batch=min(16, manifest.samples(split)))
+    loader = subject.loader(min(16, manifest.samples(split)))
     progress.start(count, "explain")
     try:
         for batch in loader:
             wanted = [i for i, label in enumerate(batch.labels.tolist()) if positive is None or label == positive]
             for i in wanted[: count - len(rows)]:
-                images.append(batch.views["x"][i].to(device))
+                images.append(batch.views["x"][i].to(subject.device))
                 rows.append((int(batch.sample_ids[i]), int(batch.labels[i])))
                 progress.advance()
             if len(rows) == count:
@@ -147,7 +151,7 @@ def explain_run(
         loader.close()
     if not rows:
         raise MstlError(
-            f"split {split!r} of {folder}", why="it has no positive image", remedy="Name another with --split"
+            f"split {split!r} of {subject.folder}", why="it has no positive image", remedy="Name another with --split"
         )
     x = torch.stack(images).contiguous()
     with torch.inference_mode():
@@ -157,7 +161,7 @@ def explain_run(
         f"sample {sample}\nP({_short(manifest.classes[label])})\n= {probabilities[i, label]:.2f}"
         for i, (sample, label) in enumerate(rows)
     ]
-    title = f"{record.model}, {record.stage}: what speaks for each image's class ({split} split)"
+    title = f"{subject.record.model}, {subject.record.stage}: what speaks for each image's class ({split} split)"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, heatmap_grid(classifier, x, labels, names=names, title=title))
     return len(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstl.evaluation.metrics import roc_curve
-from mstl.runs import RunRecord, open_run, read_metrics
+from mstl.runs import RunRecord, read_metrics
+from mstl.study.checks import check_evaluation, check_log, read_record
 from mstl.study.figures import Curve
 from shards.errors import MstlError
 from shards.files import sha256_file
@@ -26,17 +28,28 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """Where a run's first weights came from. run: the parent's record, or None when it is a file or gone."""
+    """Where a run's first weights came from. run: the parent's record, or None when it is a file or not found."""
 
     path: Path
     digest: str
     run: RunRecord | None
+    found: bool
+
+    @property
+    def weights(self) -> Path:
+        return self.path if self.run is None else self.run.weights
 
     @cached_property
     def changed(self) -> bool:
         """Whether the weights there are others than those the run started from; False when they are gone."""
-        weights = self.path if self.run is None else self.run.weights
-        return weights.is_file() and sha256_file(weights) != self.digest
+        return self.weights.is_file() and sha256_file(self.weights) != self.digest
+
+    @property
+    def title(self) -> str:
+        """Its place in a chain: the stage of a run, the name of a file, or that it was not found."""
+        if not self.found:
+            return f"parent not found: {self.path}"
+        return self.path.name if self.run is None else self.run.stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +77,20 @@ class RunFacts:
         groups = groupby(self.steps, key=lambda entry: entry["epoch"])
         return [float(np.mean([entry["loss"] for entry in group])) for _, group in groups]
 
+    @property
+    def selects_best(self) -> bool:
+        """Whether the run hands on its best validated weights, not its last."""
+        return bool(self.record.recipe.get("checkpoint", {}).get("select") == "best")
+
     @cached_property
-    def best_validation(self) -> Entry | None:
-        """The validation with the highest AUC, else accuracy, the earliest of equals; without either, the last."""
+    def validation(self) -> Entry | None:
+        """The validation of the weights handed on, or that would be so far, chosen as training chooses them.
+
+        The last one; with checkpoint.select=best that of the highest AUC (else accuracy), the earliest of equals.
+        """
         entries = [entry for entry in self.log if entry.get("split") == "val"]
-        for metric in ("auc", "accuracy"):
-            scored = [entry for entry in entries if entry.get(metric) is not None]
-            if scored:
-                return max(scored, key=lambda entry: float(entry[metric]))
-        return entries[-1] if entries else None
+        scored = [entry for entry in entries if _score(entry) is not None] if self.selects_best else []
+        return max(scored, key=lambda entry: _score(entry) or 0.0) if scored else entries[-1] if entries else None
 
     @cached_property
     def parent(self) -> Parent | None:
@@ -81,11 +99,11 @@ class RunFacts:
 
     @cached_property
     def ancestry(self) -> tuple[str, ...]:
-        """The stages behind this one, first to last; a parent that is not a run stands by its file name."""
+        """The stages behind this one, first to last; a parent that is not a run, or not found, stands by `title`."""
         names: list[str] = []
         parent = self.parent
         while parent is not None and len(names) < LONGEST_CHAIN:
-            names.append(parent.path.name if parent.run is None else parent.run.stage)
+            names.append(parent.title)
             parent = None if parent.run is None else _parent(parent.run)
         return tuple(reversed(names))
 
@@ -101,6 +119,12 @@ class RunFacts:
         if evaluation is None or evaluation.get("positive") is None or not file.is_file():
             return None
         scores, labels = read_predictions(file)
+        if len(scores) != evaluation["n"]:
+            raise MstlError(
+                str(file),
+                why=f"it has {len(scores)} rows, and metrics.json counts {evaluation['n']} images",
+                remedy="Evaluate the run again",
+            )
         positives = labels == evaluation["classes"].index(evaluation["positive"])
         if positives.all() or not positives.any():
             return None
@@ -113,35 +137,63 @@ def read_runs(paths: Sequence[Path]) -> list[RunFacts]:
 
     Raises MstlError without a readable run.json or for broken files, and for a folder named twice.
     """
+    return [_read_run(path, name) for path, name in zip(paths, _short_names(paths), strict=True)]
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, equally deep, that tell them apart; raises MstlError for one named twice."""
     places = [path.resolve().parts for path in paths]
     if len(set(places)) < len(places):
         raise MstlError("runs", why="a run folder is named twice", remedy="Name each once")
     depth = 1
     while len({place[-depth:] for place in places}) < len(places):
         depth += 1
-    return [_read_run(path, "/".join(place[-depth:])) for path, place in zip(paths, places, strict=True)]
+    return ["/".join(place[-depth:]) for place in places]
 
 
 def _read_run(path: Path, name: str) -> RunFacts:
-    record = open_run(path)
-    evaluations = {}
-    try:
-        log = tuple(read_metrics(path))
-        for file in sorted(path.glob("evaluation/*/metrics.json")):
-            evaluations[file.parent.name] = json.loads(file.read_text())
-    except ValueError as error:
-        raise MstlError(
-            f"run {path}", why=f"a metrics file cannot be read ({error})", remedy="Evaluate or train the run again"
-        ) from error
+    record = read_record(path)
+    log = tuple(read_metrics(path))
+    check_log(path, log)
+    files = sorted(path.glob("evaluation/*/metrics.json"))
+    evaluations = {file.parent.name: _read_evaluation(file) for file in files}
     return RunFacts(name=name, record=record, log=log, evaluations=evaluations)
+
+
+def _read_evaluation(file: Path) -> Entry:
+    try:
+        body: Entry = json.loads(file.read_text())
+    except ValueError as error:
+        raise MstlError(str(file), why=f"it cannot be read ({error})", remedy="Evaluate the run again") from error
+    check_evaluation(file, body)
+    return body
 
 
 def _parent(record: RunRecord) -> Parent | None:
     body = record.body.get("parent")
     if body is None:
         return None
-    path = Path(body["path"])
-    return Parent(path=path, digest=body["digest"], run=open_run(path) if (path / "run.json").is_file() else None)
+    named, digest = Path(body["path"]), body["digest"]
+    if named.is_absolute():  # the current folder says nothing about a relative path
+        parent = _parent_at(named, digest)
+        if parent.found:
+            return parent
+    # Runs that were moved together still lie side by side; a name alone is no proof, the same weights are.
+    parent = _parent_at(record.path.resolve().parent / named.name, digest)
+    if parent.weights.is_file() and not parent.changed:
+        return parent
+    return Parent(path=named, digest=digest, run=None, found=False)
+
+
+def _parent_at(path: Path, digest: str) -> Parent:
+    run = read_record(path) if (path / "run.json").is_file() else None
+    return Parent(path=path, digest=digest, run=run, found=run is not None or path.is_file())
+
+
+def _score(entry: Entry) -> float | None:
+    """What training judges a validation by: the AUC, else the accuracy."""
+    score: float | None = entry.get("auc")
+    return entry.get("accuracy") if score is None else score
 
 
 def heatmap_path(run: Path, split: str) -> Path:
@@ -152,19 +204,22 @@ def heatmap_path(run: Path, split: str) -> Path:
 def heatmaps(runs: Sequence[Path], split: str = "test") -> dict[str, Path]:
     """The heatmap grids there are at their default place: caption → file."""
     files = [heatmap_path(run, split) for run in runs]
-    return {
-        f"{run.resolve().name}, {split} split": file for run, file in zip(runs, files, strict=True) if file.is_file()
-    }
+    names = _short_names(runs)
+    return {f"{name}, {split} split": file for name, file in zip(names, files, strict=True) if file.is_file()}
 
 
 def read_predictions(file: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The probability and label columns of a two-class predictions.csv; raises MstlError when they are not there."""
+    """The probability and label columns of a two-class predictions.csv; raises MstlError without them or any row."""
     try:
         with file.open(newline="") as text:
             rows = [(float(row["probability"]), int(row["label"])) for row in csv.DictReader(text)]
-    except (KeyError, TypeError, ValueError) as error:
+        if not rows:
+            raise ValueError("no rows")
+        if not all(math.isfinite(score) and label in (0, 1) for score, label in rows):
+            raise ValueError("a probability that is no number, or a label that is not 0 or 1")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise MstlError(str(file), why=f"it cannot be read ({error!r})", remedy="Evaluate the run again") from error
-    scores, labels = zip(*rows, strict=True) if rows else ((), ())
+    scores, labels = zip(*rows, strict=True)
     return np.array(scores, dtype=np.float64), np.array(labels, dtype=np.int64)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mstl.runs import now
+from mstl.study.checks import check_output
 from mstl.study.figures import Curve, loss_figure, roc_figure
 from mstl.study.records import RunFacts, read_runs, transfer_gains
 from mstl.study.render import Picture, read_png, render
@@ -37,10 +38,12 @@ def write_report(out: Path, *, title: str, runs: Sequence[Path], images: Mapping
     """Write the report on the runs, in their order, as one HTML file that needs nothing beside it.
 
     images: caption → PNG (heatmap grids). All numbers come from the runs' files; what a run has not written stays
-    an empty cell. Raises MstlError for a folder that is no run, for no run at all and for a missing or broken file.
+    an empty cell. Raises MstlError for a folder that is no run, for no run at all, for a missing or broken file, and
+    when `out` cannot be written.
     """
     if not runs:
         raise MstlError("report", why="no run was named", remedy="Name run folders: mstl report RUN... --out FILE")
+    check_output(out)
     facts = read_runs(runs)
     judged = [run for run in facts if run.record.stage in JUDGED_STAGES]
     page = render(
@@ -62,18 +65,16 @@ def write_report(out: Path, *, title: str, runs: Sequence[Path], images: Mapping
 
 def _chain_row(run: RunFacts) -> dict[str, Any]:
     losses = run.epoch_losses
-    best = run.best_validation
+    validation = run.validation or {}
     return {
         "run": run,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "steps": run.steps[-1]["step"] if run.steps else None,
-        "best": {
-            shown: best[name]
-            for name, shown in VALIDATION_METRICS.items()
-            if best is not None and best.get(name) is not None
+        "validation": {
+            shown: validation[name] for name, shown in VALIDATION_METRICS.items() if validation.get(name) is not None
         },
-        "best_epoch": None if best is None else best["epoch"] + 1,
+        "validation_epoch": validation["epoch"] + 1 if validation else None,
     }
 
 
@@ -97,7 +98,7 @@ def _results(judged: Sequence[RunFacts]) -> dict[str, Any] | None:
 def _result_notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know before comparing the rows."""
     notes = []
-    small = [evaluation for evaluation in found if 0 < evaluation["n"] < SMALL_TEST_SET]
+    small = [e for e in found if e["n"] < SMALL_TEST_SET and e["metrics"].get("accuracy") is not None]
     if small:
         n = min(evaluation["n"] for evaluation in small)
         reach = 100 * max(_chance_reach(e["metrics"]["accuracy"], e["n"]) for e in small)
@@ -124,7 +125,7 @@ def _roc_pictures(judged: Sequence[RunFacts]) -> list[Picture]:
     for run in judged:
         curve = run.roc(SPLIT)
         if curve is not None:
-            auc = run.evaluations[SPLIT]["metrics"]["auc"]
+            auc = run.evaluations[SPLIT]["metrics"].get("auc")
             curves.append(replace(curve, name=f"{curve.name}: {'' if auc is None else f'AUC {auc:.3f}'}"))
     if not curves:
         return []

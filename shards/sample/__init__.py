@@ -78,6 +78,9 @@ def write_samples(out: Path, *, seed: int = 0, size: SampleSize = DEFAULT_SIZE, 
     touched, and for a size or seed out of range.
     """
     _check(seed, size)
+    file = next((path for path in (out, *out.parents) if path.is_file()), None)
+    if file is not None:
+        raise MstlError(f"sample folder {out}", why=f"{file} is a file", remedy="Choose a folder, or a new name")
     waiting = [source for source in _sources(size) if not _is_there(out / source.name, _mark(source, seed))]
     for source in waiting:
         progress.start(source.images, f"drawing {source.name}")
@@ -92,7 +95,7 @@ def write_samples(out: Path, *, seed: int = 0, size: SampleSize = DEFAULT_SIZE, 
             raise MstlError(
                 f"sample {out / source.name}",
                 why=f"it cannot be written ({error.strerror or error})",
-                remedy="Free space there or choose another folder, then run the same command again",
+                remedy="Mend that or choose another folder, then run the same command again",
             ) from error
 
 

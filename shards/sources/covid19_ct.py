@@ -133,8 +133,15 @@ def _patients(root: Path, name: str) -> dict[str, str]:
     path = root / "Info" / f"{name}-CT-MetaInfo.csv"
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = list(csv.reader(file))
+    except csv.Error as error:
+        raise MstlError(
+            str(path),
+            why=f"it cannot be read as a table ({error})",
+            remedy="Use the table as published, or remove it to convert without patients",
+        ) from error
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     name_at = next((header.index(title) for title in ("file name", "image name") if title in header), None)
     if name_at is None or "patient id" not in header:

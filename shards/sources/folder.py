@@ -54,7 +54,10 @@ def read(root: Path) -> Listing:
         notes.append(f"{left_out} files or folders not named like images were left out")
     has_val = any(item.split == "val" for item in items)
     if not has_val:
-        notes.append("there is no val part: --val-fraction of train becomes val, image by image (no patient ids)")
+        notes.append(
+            "there is no val part: --val-fraction of train becomes val, image by image, for there are no patient ids; "
+            "where a patient has several images, make train/ and val/ folders yourself, patient by patient"
+        )
     return make_listing(
         source="folder",
         root=root,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,9 @@ def make_listing(
     notes: Iterable[str] = (),
     carve_val: bool = False,
 ) -> Listing:
-    """Put a listing together: refuses one without training images or with an image twice, notes unexpected counts.
+    """Put a listing together: refuses one without training images or with an image twice.
+
+    Notes unexpected counts, and patients that stand in more than one split.
 
     Generated data is named so ("covid19-ct (sample)") in all that is made of it, and no published counts apply to it.
     """
@@ -90,6 +92,13 @@ def make_listing(
     empty = [name for label, name in enumerate(classes) if label not in in_train]
     if empty:
         notes.append(f"{len(empty)} of {len(classes)} classes have no training image: {first_few(empty)}")
+    straddling = _straddling(items)
+    if straddling:
+        patient, splits = next(iter(straddling.items()))
+        notes.append(
+            f"{len(straddling)} patients stand in more than one split (first: {patient} in {' and '.join(splits)}), "
+            "so figures measured on this data will look better than they are on new patients"
+        )
     for split in SPLITS:
         known = (expected or {}).get(split, counts[split])
         if counts[split] and counts[split] != known:
@@ -98,6 +107,15 @@ def make_listing(
         source=source, modality=modality, classes=classes, items=items,
         expected=expected, notes=tuple(notes), carve_val=carve_val,
     )  # fmt: skip
+
+
+def _straddling(items: Iterable[Item]) -> dict[str, list[str]]:
+    """Patient → splits of the patients that stand in more than one, by patient."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.patient is not None:
+            seen[item.patient].add(item.split)
+    return {patient: sorted(seen[patient], key=SPLITS.index) for patient in sorted(seen) if len(seen[patient]) > 1}
 
 
 def need_folder(source: str, root: Path, layout: str) -> None:

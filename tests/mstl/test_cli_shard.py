@@ -52,7 +52,10 @@ def test_a_second_run_does_nothing_and_force_replaces(raw, tmp_path):
     arguments = ("--src", "folder", "--root", raw, "--out", tmp_path / "set", "--workers", 1)
     run(*arguments)
     again = run(*arguments)
-    assert "is there already" in again.stdout and "writing" not in again.stderr
+    assert (
+        "is there already, built from files of the same names and sizes" in again.stdout
+        and "writing" not in again.stderr
+    )
     with pytest.raises(MstlError, match="seed 0, not 1"):
         run(*arguments, "--seed", 1)
     assert run(*arguments, "--seed", 1, "--force").exit_code == 0
@@ -76,9 +79,21 @@ def test_errors_name_the_sources_and_wrong_options_are_usage(raw):
         ("--quality", "0"),
         ("--resize", "4"),
         ("--workers", "0"),
+        ("--seed", "-1"),
+        ("--seed", 2**31),
     ):
         assert run("--src", "folder", "--root", raw, *wrong).exit_code == 2
     assert run().exit_code == 2
+
+
+def test_a_set_that_lost_a_tar_is_not_kept_silently(raw, tmp_path):
+    arguments = ("--src", "folder", "--root", raw, "--out", tmp_path / "set", "--workers", 1)
+    run(*arguments)
+    (tmp_path / "set/train/000000.tar").unlink()
+    with pytest.raises(MstlError, match=r"train/000000\.tar: it is missing.*--force"):
+        run(*arguments)
+    assert run(*arguments, "--force").exit_code == 0
+    assert (tmp_path / "set/train/000000.tar").exists()
 
 
 def test_help_teaches():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mstl.evaluation.evaluate import (
     predict,
     predictions_csv,
 )
+from mstl.evaluation.explain import explain_run
 from mstl.runs import load_classifier, open_run
 from pipelines.batch import Batch
 from shards.errors import MstlError
@@ -200,6 +202,52 @@ def test_a_changed_shard_set_must_be_named_and_is_recorded(tmp_path: Path, manif
     body = evaluate_run(run, split="test", shards=tmp_path / "shards")
     assert body["shards"]["same_as_run"] is False
     assert body["shards"]["digest"] == changed.digest() != manifest.digest()
+
+
+@pytest.mark.parametrize("suffix", ["tar", "idx"])
+def test_a_flipped_byte_is_never_vouched_for(tmp_path: Path, shards: Path, manifest: Manifest, suffix: str) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    run = make_run(tmp_path / "run", copy, manifest)
+    shard = (copy / manifest.shards("test")[0].path).with_suffix(f".{suffix}")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    for given in (None, copy):
+        with pytest.raises(MstlError, match=rf"{shard.name}"):
+            evaluate_run(run, split="test", shards=given)
+        with pytest.raises(MstlError, match=rf"{shard.name}"):
+            explain_run(run, split="test", count=1, out=tmp_path / "grid.png", shards=given)
+    assert not (run / "evaluation").exists() and not (tmp_path / "grid.png").exists()
+    assert evaluate_run(run, split="val")["n"] == 10
+
+
+def test_an_unfinished_run_is_said_to_be(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
+    run = make_run(tmp_path / "run", shards, manifest, changes={"status": "interrupted"})
+    assert evaluate_run(run, split="test")["n"] == 10  # its weights are there: only its record came too late
+    (run / "weights.safetensors").unlink()
+    words = rf"run {run}: it is not finished \(status: interrupted\)\. Continue it: mstl train .* --out {run} "
+    with pytest.raises(MstlError, match=words):
+        evaluate_run(run, split="test")
+    with pytest.raises(MstlError, match=words):
+        explain_run(run, split="test", count=1, out=tmp_path / "grid.png")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, shards: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", shards, manifest)
+    (run / "evaluation").write_text("in the way")
+    monkeypatch.setattr("mstl.evaluation.subject.load_classifier", lambda _: pytest.fail("it went to work"))
+    with pytest.raises(MstlError, match="evaluation is no folder"):
+        evaluate_run(run, split="test")
+    with pytest.raises(MstlError, match="is a folder"):
+        explain_run(run, split="test", count=1, out=tmp_path)
+
+
+def test_odd_sections_of_run_json_are_named(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
+    run = make_run(tmp_path / "run", shards, manifest, changes={"inputs": {"evaluation": 3}})
+    with pytest.raises(MstlError, match=r"run/run\.json: it cannot be read \(inputs\.evaluation: "):
+        evaluate_run(run, split="test")
 
 
 def test_a_split_or_a_classifier_that_is_not_there_is_refused(tmp_path: Path, shards: Path, manifest: Manifest) -> None:

@@ -162,8 +162,48 @@ def test_explaining_a_run_shows_the_first_positives(run: Path, tmp_path: Path, m
     assert Image.open(tmp_path / "all.png").height > Image.open(tmp_path / "new" / "grid.png").height
 
 
-def test_a_split_without_positives_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mstl.evaluation.explain.positive_class", lambda classes: 2)
+class Counts:
+    """Progress that remembers what was announced and what was done."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[int]] = {}
+
+    def start(self, total: int, what: str) -> None:
+        self.seen[what] = [total, 0]
+        self.now = what
+
+    def advance(self, n: int = 1) -> None:
+        self.seen[self.now][1] += n
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1000, 3), (2, 2)])
+def test_progress_announces_as_many_as_there_are(run: Path, tmp_path: Path, count: int, shown: int) -> None:
+    progress = Counts()
+    assert explain_run(run, split="test", count=count, out=tmp_path / "grid.png", progress=progress) == shown
+    assert progress.seen["explain"] == [shown, shown]
+
+
+def test_with_more_classes_every_image_counts_once(tmp_path: Path) -> None:
+    manifest = make_shards(tmp_path / "shards", classes=("a", "b", "c"), per_class=6)  # 18: the last batch is padded
+    run = make_run(tmp_path / "run", tmp_path / "shards", manifest, stage="stl_m")
+    progress = Counts()
+    assert explain_run(run, split="test", count=50, out=tmp_path / "grid.png", progress=progress) == 18
+    assert progress.seen["explain"] == [18, 18]
+
+
+def test_more_images_than_a_picture_holds_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mstl.evaluation.explain.MOST_IMAGES", 2)
+    assert explain_run(run, split="test", count=2, out=tmp_path / "grid.png") == 2
+    with pytest.raises(MstlError, match=r"--count 3: .*Name 2 at most"):
+        explain_run(run, split="test", count=3, out=tmp_path / "other.png")
+    assert not (tmp_path / "other.png").exists()
+
+
+def test_a_split_without_positives_is_refused(tmp_path: Path) -> None:
+    manifest = make_shards(tmp_path / "shards", per_class=2, without=("test", 1))
+    run = make_run(tmp_path / "run", tmp_path / "shards", manifest)
     with pytest.raises(MstlError, match="no positive image"):
         explain_run(run, split="test", count=2, out=tmp_path / "grid.png")
     assert not (tmp_path / "grid.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import partial
 from html.parser import HTMLParser
@@ -18,10 +19,11 @@ from tiny_runs import make_shards
 
 from mstl.cli.report import command
 from mstl.study.figures import running_mean
-from mstl.study.records import read_predictions, read_runs, transfer_gains
+from mstl.study.records import heatmap_path, heatmaps, read_predictions, read_runs, transfer_gains
 from mstl.study.render import _duration, _points
 from mstl.study.report import write_report
 from shards.errors import MstlError
+from shards.files import sha256_file
 from shards.schema import Manifest
 
 make_run = partial(make_whole_run, weights=False)
@@ -102,7 +104,7 @@ def test_the_chain_table_tells_what_was_trained(tmp_path: Path, chain: list[Path
     assert [stl[4], ssl[4], tuned[4], scratch[4]] == ["random weights", "stl_m", "sstl_m", "random weights"]
     # Losses 2/1 ... 2/6, two steps an epoch: means of the first and the last two.
     assert stl[5:8] == ["3", "6", f"{(2 + 1) / 2:.3f} → {(2 / 5 + 2 / 6) / 2:.3f}"]
-    assert stl[8] == "Accuracy 70.0 epoch 3"
+    assert stl[8] == "Accuracy 70.0 last epoch, 3" and tuned[8] == "Accuracy 70.0 best epoch, 3"
     assert stl[9] == "5 min 05 s"
 
 
@@ -122,15 +124,21 @@ def test_the_test_table_gives_percent_gaps_and_the_gain_by_transfer(tmp_path: Pa
     assert "one image is 10.0 points of accuracy" in page and "about ±25 points" in page
 
 
-def test_best_validation_prefers_the_auc_and_the_earliest(tmp_path: Path, chain: list[Path]) -> None:
+@pytest.mark.parametrize(("select", "chosen", "shown"), [("best", 1, "best epoch, 2"), ("last", 2, "last epoch, 3")])
+def test_the_validation_shown_is_that_of_the_weights_handed_on(
+    tmp_path: Path, manifest: Manifest, select: str, chosen: int, shown: str
+) -> None:
+    """By the AUC, not the accuracy, and the earliest of equals, as training selects."""
+    path = make_run(tmp_path / "run", tmp_path, manifest, overrides=(f"checkpoint.select={select}",))
     log = [
         {"step": 1, "epoch": 0, "split": "val", "accuracy": 0.9, "auc": 0.6},
         {"step": 2, "epoch": 1, "split": "val", "accuracy": 0.5, "auc": 0.8},
         {"step": 3, "epoch": 2, "split": "val", "accuracy": 0.6, "auc": 0.8},
     ]
-    (chain[2] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (run,) = read_runs([chain[2]])
-    assert run.best_validation == log[1]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (run,) = read_runs([path])
+    assert run.validation == log[chosen]
+    assert Tables(report(tmp_path, [path])).tables[0][1][8].endswith(shown)
     assert run.steps == [] and run.epoch_losses == [] and run.epochs is None
 
 
@@ -138,7 +146,7 @@ def test_without_auc_and_accuracy_the_last_validation_is_shown(tmp_path: Path, c
     log = [{"step": s, "epoch": s - 1, "split": "val", "loss": 3.0, "contrast_accuracy": 0.5 / s} for s in (1, 2)]
     (chain[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     table = Tables(report(tmp_path, chain)).tables[0]
-    assert table[2][8] == "Contrast accuracy 25.0 epoch 2"
+    assert table[2][8] == "Contrast accuracy 25.0 last epoch, 2"
 
 
 def test_what_is_missing_stays_empty(tmp_path: Path, manifest: Manifest) -> None:
@@ -147,7 +155,7 @@ def test_what_is_missing_stays_empty(tmp_path: Path, manifest: Manifest) -> None
     )
     (run / "metrics.jsonl").unlink()
     tables = Tables(report(tmp_path, [run])).tables
-    assert tables[0][1][0] == "young running"
+    assert tables[0][1][0] == "young not finished (running)"
     assert tables[0][1][5:] == ["", "", "", "", ""]
     assert tables[1][1][3:] == [""] * 6
     page = (tmp_path / "report.html").read_text()
@@ -220,9 +228,123 @@ def test_parent_weights_that_were_replaced_are_noticed(tmp_path: Path, chain: li
     assert Tables(report(tmp_path, chain)).tables[0][3][4] == "sstl_m its weights have changed since"
 
 
+def record(run: Path, **changes: Any) -> None:
+    """Change sections of a run's run.json by hand."""
+    file = run / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_parent_that_is_gone_is_said_to_be(tmp_path: Path, chain: list[Path]) -> None:
+    chain[0].rename(tmp_path / "elsewhere")
+    tables = Tables(report(tmp_path, chain[1:])).tables
+    lost = f"parent not found: {chain[0]}"
+    assert tables[0][1][4] == lost
+    assert tables[0][2][4] == "sstl_m"
+    assert tables[1][1][2] == f"with transfer {lost} → sstl_m"
+
+
+def test_runs_moved_together_still_know_their_parents(tmp_path: Path, chain: list[Path]) -> None:
+    old = [path.name for path in chain]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in chain:
+        path.rename(moved / path.name)
+    tables = Tables(report(tmp_path, [moved / name for name in old])).tables
+    assert [row[4] for row in tables[0][1:]] == ["random weights", "stl_m", "sstl_m", "random weights"]
+    assert tables[1][1][2] == "with transfer stl_m → sstl_m"
+    # One that only has the name is another run.
+    (moved / "stl_m" / "weights.safetensors").write_bytes(b"other")
+    assert Tables(report(tmp_path, [moved / "sstl_m"])).tables[0][1][4] == f"parent not found: {chain[0]}"
+
+
+def test_a_parent_file_beside_the_run_is_found(tmp_path: Path, chain: list[Path]) -> None:
+    (tmp_path / "net.pth").write_bytes(b"net")
+    held = {"path": "/gone/net.pth", "weights": "/gone/net.pth", "digest": sha256_file(tmp_path / "net.pth")}
+    record(chain[1], parent=held)
+    assert Tables(report(tmp_path, chain)).tables[0][2][4] == "net.pth"
+    (tmp_path / "net.pth").unlink()
+    assert Tables(report(tmp_path, chain)).tables[0][2][4] == "parent not found: /gone/net.pth"
+
+
+def test_a_relative_parent_is_never_sought_from_the_current_folder(
+    tmp_path: Path, chain: list[Path], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "here" / "runs" / "base", tmp_path, manifest, stage="stl_n")
+    monkeypatch.chdir(tmp_path / "here")
+    record(chain[1], parent={"path": "runs/base", "weights": "runs/base/weights.safetensors", "digest": "0" * 64})
+    assert Tables(report(tmp_path, chain)).tables[0][2][4] == "parent not found: runs/base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"parent": "stl_m"}, "parent: "),
+        ({"parent": {"path": "x", "weights": "x"}}, r"parent\.digest: Field required"),
+        ({"carry": {"carried": 3}}, r"carry\.new: Field required"),
+        ({"software": ["torch"]}, "software: "),
+        ({"git": 7}, "git: "),
+        ({"wall_seconds": "long"}, "wall_seconds: "),
+        ({"printed": {"optim.lr": 3}}, r"printed\.optim\.lr: "),
+        ({"recipe": {"data": {"image_size": 48}, "optim": 3}}, r"recipe\.optim: "),
+    ],
+)
+def test_odd_sections_of_run_json_are_named(
+    tmp_path: Path, chain: list[Path], changes: dict[str, Any], why: str
+) -> None:
+    record(chain[1], **changes)
+    for runs in (chain[1:2], chain[2:3]):  # itself, and as a parent
+        with pytest.raises(MstlError, match=rf"sstl_m/run\.json: it cannot be read \({why}"):
+            report(tmp_path, runs)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ({"step": 4}, r"step 4: it cannot be read \(epoch: Field required"),
+        ({"step": 4, "epoch": 1}, r"step 4: it cannot be read \(loss: Field required"),
+        ({"step": 4, "epoch": 1, "loss": "high"}, "loss: "),
+        ({"step": 4, "split": "val", "auc": 0.5}, "epoch: Field required"),
+        ({"step": 4, "epoch": 1, "split": "val", "auc": "high"}, "auc: "),
+        ({"epoch": 1, "loss": 0.5}, "line 10"),
+    ],
+)
+def test_lines_of_metrics_without_fields_are_named(
+    tmp_path: Path, chain: list[Path], line: dict[str, Any], why: str
+) -> None:
+    with (chain[0] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(MstlError, match=rf"stl_m/metrics\.jsonl, .*{why}"):
+        report(tmp_path, chain)
+
+
+@pytest.mark.parametrize("body", [[], {}, {"n": 0}, {"metrics": None}, {"positive": "flu"}, {"shards": {}}])
+def test_odd_evaluations_are_named(tmp_path: Path, chain: list[Path], body: Any) -> None:
+    file = chain[2] / "evaluation" / "test" / "metrics.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, **body} if body else body))
+    with pytest.raises(MstlError, match=r"finetune/evaluation/test/metrics\.json: it cannot be read"):
+        report(tmp_path, chain)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, chain: list[Path]) -> None:
+    (tmp_path / "text").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    cases = [("", "is a folder"), ("text/a/r.html", "text is no folder"), ("pipe", "no ordinary file")]
+    for name, why in cases:
+        with pytest.raises(MstlError, match=why):
+            write_report(tmp_path / name, title="t", runs=[tmp_path / "no-run"])
+    with pytest.raises(MstlError, match=r"no run\.json"):
+        write_report(tmp_path / "new" / "r.html", title="t", runs=[tmp_path / "no-run"])
+    assert not (tmp_path / "new").exists()
+
+
 def test_runs_of_one_name_are_told_apart_and_none_is_named_twice(tmp_path: Path, manifest: Manifest) -> None:
     runs = [make_run(tmp_path / seed / "finetune", tmp_path, manifest) for seed in ("s0", "s1")]
     assert [run.name for run in read_runs(runs)] == ["s0/finetune", "s1/finetune"]
+    for run in runs:
+        heatmap_path(run, "test").parent.mkdir(parents=True)
+        heatmap_path(run, "test").touch()
+    assert list(heatmaps(runs)) == ["s0/finetune, test split", "s1/finetune, test split"]
     with pytest.raises(MstlError, match="named twice"):
         read_runs([runs[0], runs[0]])
 
@@ -240,16 +362,24 @@ def test_bad_input_is_refused_and_leaves_the_old_report(tmp_path: Path, chain: l
         with pytest.raises(MstlError, match=match):
             report(tmp_path, runs, images=images)
     (chain[2] / "evaluation" / "test" / "metrics.json").write_text("{half")
-    with pytest.raises(MstlError, match="metrics file cannot be read"):
+    with pytest.raises(MstlError, match=r"evaluation/test/metrics\.json: it cannot be read"):
         report(tmp_path, chain)
     assert (tmp_path / "report.html").read_text() == old
 
 
 def test_broken_predictions_are_named(tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
-    file.write_text("sample_id,label\n1,0\n")
-    with pytest.raises(MstlError, match=r"predictions\.csv: it cannot be read"):
-        read_predictions(file)
+    for text in ("", "label,probability\n", "sample_id,label\n1,0\n", "label,probability\n1,nan\n", "\0"):
+        file.write_text(text)
+        with pytest.raises(MstlError, match=r"predictions\.csv: it cannot be read"):
+            read_predictions(file)
+
+
+def test_predictions_of_another_evaluation_are_named(tmp_path: Path, chain: list[Path]) -> None:
+    file = chain[2] / "evaluation" / "test" / "predictions.csv"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(MstlError, match=r"predictions\.csv: it has 9 rows, and metrics.json counts 10 images"):
+        report(tmp_path, chain)
 
 
 def test_the_command_picks_up_heatmaps(tmp_path: Path, chain: list[Path]) -> None:

@@ -32,16 +32,22 @@ CT_CLASSES = ("NonCOVID", "COVID")
 
 
 def make_shards(
-    folder: Path, *, classes: tuple[str, ...] = CT_CLASSES, per_class: int = 5, source: str = "tiny", seed: int = 0
+    folder: Path,
+    *,
+    classes: tuple[str, ...] = CT_CLASSES,
+    per_class: int = 5,
+    source: str = "tiny",
+    seed: int = 0,
+    without: tuple[str, int] | None = None,
 ) -> Manifest:
-    """A shard set with a test and a val split of noise images; even ones have a patient."""
+    """A shard set of noise images in three splits; even ones have a patient. without: a split and a label it lacks."""
     raw = folder.with_name(folder.name + "-raw")
     raw.mkdir(parents=True)
     random = np.random.default_rng(seed)
     items = []
     for split in ("train", "val", "test"):
         for label, _ in enumerate(classes):
-            for number in range(per_class):
+            for number in range(0 if (split, label) == without else per_class):
                 name = f"{split}-{label}-{number}.png"
                 pixels = random.integers(60 * label, 60 * label + 120, (SIDE, SIDE, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(raw / name)
@@ -92,6 +98,7 @@ def make_run(
     model: str = "resnet14-attn5",
     parent: Path | None = None,
     steps: int = 6,
+    overrides: tuple[str, ...] = (),
     weights: bool = True,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -99,7 +106,7 @@ def make_run(
 
     Without `weights` the file of them is a stand-in, for tests that read records only.
     """
-    recipe = build_recipe(stage, overrides=(f"data.image_size={SIDE}", "optim.epochs=3"))
+    recipe = build_recipe(stage, overrides=(f"data.image_size={SIDE}", "optim.epochs=3", *overrides))
     path.mkdir(parents=True)
     if weights:
         shutil.copyfile(_weights(model, None if stage == "sstl_m" else len(manifest.classes)), path / WEIGHTS_NAME)
@@ -119,7 +126,13 @@ def make_run(
         "resolved": flatten(RESOLVED[stage]),
         "seed": 3,
         "world_size": 1,
-        "parent": None if parent is None else {"path": str(parent), "digest": sha256_file(parent / WEIGHTS_NAME)},
+        "parent": None
+        if parent is None
+        else {
+            "path": str(parent.resolve()),
+            "weights": str(parent.resolve() / WEIGHTS_NAME),
+            "digest": sha256_file(parent / WEIGHTS_NAME),
+        },
         "shards": {
             "path": str(shards),
             "digest": manifest.digest(),

@@ -179,6 +179,31 @@ def test_an_interrupted_check_goes_on_from_its_log(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(check, "check_blob", lambda blob: read.append(blob) or check_bytes(blob.read()))
     assert check_all(places, log=log, max_bad=0.1) == whole
-    assert read == places[50:]
+    assert read == [places[5], *places[50:]]  # the refused one again
     assert log.read_bytes() == (tmp_path / "whole").read_bytes()
     assert all(json.loads(line) for line in log.read_text().splitlines())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_refused_images_are_checked_again_and_sound_ones_are_not(tmp_path, workers):
+    places = blobs(tmp_path, [b"bad!" if i in (3, 40) else encoded(i) for i in range(50)])
+    first = check_all(places, log=tmp_path / "log", max_bad=0.1)
+    assert [i for i, r in enumerate(first) if isinstance(r, Refused)] == [3, 40]
+    mended = encoded(3)
+    places[3] = Blob(str(put(tmp_path / "3.img", mended)), len(mended))
+    put(tmp_path / "7.img", b"broken later")
+    progress = Counts()
+    second = check_all(places, log=tmp_path / "log", max_bad=0.1, progress=progress, workers=workers)
+    assert second[3].sha256 == hashlib.sha256(mended).hexdigest()
+    assert isinstance(second[40], Refused) and second[7] == first[7]
+    assert progress.said == [("checking images", 50), 48, 2]
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[1]", '"reason"', '{"reason": "x", "more": 1}', '{"width": 3}'])
+def test_a_log_line_that_is_not_ours_ends_what_is_believed(tmp_path, line):
+    places = blobs(tmp_path, [encoded(i) for i in range(3)])
+    whole = check_all(places, log=tmp_path / "log", max_bad=0)
+    lines = (tmp_path / "log").read_text().splitlines()
+    (tmp_path / "log").write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+    assert check_all(places, log=tmp_path / "log", max_bad=0) == whole
+    assert (tmp_path / "log").read_text().splitlines() == lines

@@ -166,6 +166,7 @@ def test_covid19_ct_without_test_lists_or_tables(tmp_path):
         ("Images-processed/CT_COVID.zip", "no zip", "not a whole zip"),
         ("Info/COVID-CT-MetaInfo.csv", "File,Who\na,b", "no columns"),
         ("Info/COVID-CT-MetaInfo.csv", "", "no columns"),
+        ("Info/COVID-CT-MetaInfo.csv", 'File name,Patient ID\n"' + "x" * 140_000, "cannot be read as a table"),
     ],
 )
 def test_covid19_ct_refuses(tmp_path, name, content, message):

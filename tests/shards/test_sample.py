@@ -207,9 +207,9 @@ def test_impossible_samples_are_refused(tmp_path: Path, seed: int, size: SampleS
 
 
 def test_a_place_that_cannot_be_written_is_an_expected_failure(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(MstlError, match="cannot be written"):
-        write_samples(tmp_path / "file", size=SMALL)
+    (tmp_path / ".imagenet.building").write_text("in the way")
+    with pytest.raises(MstlError, match=r"cannot be written .*Mend that or choose another folder"):
+        write_samples(tmp_path, size=SMALL)
 
 
 def test_slices_vary_in_mode_format_size_and_surround() -> None:
@@ -331,3 +331,12 @@ def test_classes_are_learnable_but_not_by_colour(
     by_texture = held_out_accuracy(np.array([shape_and_texture(image) for image in drawn]), truth, test)
     assert by_colour < colour_below, (by_colour, by_texture)
     assert by_texture > max(texture_above, by_colour + 0.1), (by_colour, by_texture)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/deeper"])
+def test_a_file_in_the_way_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("years of work")
+    with pytest.raises(MstlError, match=r"notes\.txt is a file") as error:
+        write_samples(tmp_path / name, size=SMALL)
+    assert "Choose a folder" in error.value.remedy
+    assert (tmp_path / "notes.txt").read_text() == "years of work"

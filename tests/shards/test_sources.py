@@ -10,6 +10,7 @@ from raw_data import encoded, listing_of, put, tar_of, zip_of
 
 from shards.errors import MstlError
 from shards.sources import SOURCES, Blob, read_source
+from shards.sources.listing import make_listing
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -193,3 +194,25 @@ def test_digest_sees_content_and_not_order(tmp_path):
             != listing.digest()
         )
     assert replace(listing, classes=("yes", "no")).digest() != listing.digest()
+
+
+def test_patients_in_more_than_one_split_are_told(tmp_path):
+    images = {
+        f"{name}.png": encoded(i)
+        for i, name in enumerate(
+            ("train/0/a@p2", "val/1/b@p2", "train/1/c@p1", "test/1/d@p1", "test/0/e@p3", "val/0/f")
+        )
+    }
+    items = listing_of(tmp_path / "raw", images).items
+    made = make_listing(source="s", root=tmp_path, layout="", modality="ct", classes=("no", "yes"), items=items)
+    [note] = made.notes
+    assert note.startswith("2 patients stand in more than one split (first: p1 in train and test)")
+    apart = [item for item in items if item.patient == "p3" or item.split == "train"]
+    made = make_listing(source="s", root=tmp_path, layout="", modality="ct", classes=("no", "yes"), items=apart)
+    assert made.notes == ()
+
+
+def test_a_folder_without_val_says_how_to_keep_patients_apart(tmp_path):
+    put(tmp_path / "cat/a.png", encoded(1))
+    [note] = read_source("folder", tmp_path).notes
+    assert "no val part" in note and "make train/ and val/ folders" in note and "patient by patient" in note

@@ -193,7 +193,16 @@ def test_validation_is_carved_where_the_source_has_none(tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [{"samples_per_shard": 0}, {"resize": 3}, {"quality": 0}, {"val_fraction": 1.0}, {"max_bad": 2.0}, {"workers": 0}],
+    [
+        {"samples_per_shard": 0},
+        {"resize": 3},
+        {"quality": 0},
+        {"val_fraction": 1.0},
+        {"max_bad": 2.0},
+        {"workers": 0},
+        {"seed": -1},
+        {"seed": 2**31},
+    ],
 )
 def test_options_out_of_range_are_refused(values):
     [name] = values

@@ -1,0 +1,109 @@
+"""What is evaluated or explained: a finished run's classifier and the split it is shown, both checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mstl.models.classifier import Classifier
+from mstl.runs import RunRecord, load_classifier
+from mstl.study.checks import check_output, read_record
+from pipelines.loader import Loader
+from shards.errors import MstlError
+from shards.progress import Progress
+from shards.schema import Manifest, load_manifest
+from shards.verify import check_content
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A classifier on its device in evaluation mode, and one split of the shard set in `folder`.
+
+    same_as_run: whether the shard set is the one that the run was trained with.
+    """
+
+    record: RunRecord
+    classifier: Classifier
+    device: torch.device
+    folder: Path
+    manifest: Manifest
+    same_as_run: bool
+    split: str
+
+    def loader(self, batch: int) -> Loader:
+        """One pass over the split in order: resize, centre crop, normalise; on the GPU where there is one."""
+        return Loader(
+            self.record.evaluation_inputs,
+            self.folder,
+            self.split,
+            rank=0,
+            world=1,
+            batch=batch,
+            epochs=1,
+            device="gpu" if self.device.type == "cuda" else "cpu",
+            seed=0,
+            shuffle=False,
+            remainder="pad",
+        )
+
+
+def open_subject(run: Path, *, split: str, shards: Path | None, out: Path, progress: Progress) -> Subject:
+    """A run and the split it is shown, read and compared with what their records say.
+
+    Without `shards` the run's own shard set is taken, and only if it is still the one of the record. Raises MstlError
+    for an unfinished run, for one without a classifier, for another shard set or other classes than the run's, for an
+    unknown split, for shards whose bytes are not those of their manifest, and when `out`, the file to be written from
+    it, cannot be.
+    """
+    record = read_record(run)
+    check_output(out)
+    if not record.weights.is_file() and record.status != "finished":
+        raise MstlError(
+            f"run {record.path}",
+            why=f"it is not finished (status: {record.status})",
+            remedy=f"Continue it: mstl train --stage {record.stage} --out {record.path} with its own options",
+        )
+    folder, manifest, same = matching_shards(record, shards)
+    check_content(folder, manifest, split, progress)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier = load_classifier(record).to(device)
+    return Subject(
+        record=record,
+        classifier=classifier,
+        device=device,
+        folder=folder,
+        manifest=manifest,
+        same_as_run=same,
+        split=split,
+    )
+
+
+def matching_shards(record: RunRecord, shards: Path | None) -> tuple[Path, Manifest, bool]:
+    """The shard set to evaluate on, its manifest and whether it is the one the run was trained with.
+
+    Raises MstlError when the classes differ, or when the run's own shard set has changed since.
+    """
+    folder = record.shards if shards is None else shards
+    manifest = load_manifest(folder)
+    if list(manifest.classes) != list(record.classes):
+        raise MstlError(
+            f"shard set {folder}",
+            why=f"its classes are {_listed(manifest.classes)}, those of run {record.path} {_listed(record.classes)}",
+            remedy="Name a shard set with the same classes in the same order with --shards",
+        )
+    same = manifest.digest() == record.shards_digest
+    if not same and shards is None:
+        raise MstlError(
+            f"shard set {folder}",
+            why=f"it has changed since run {record.path} was trained on it",
+            remedy=f"Evaluate on it knowingly with --shards {folder}",
+        )
+    return folder, manifest, same
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,151 @@
+"""What a run's files must hold to be evaluated and reported: a damaged one is named, not stumbled over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from mstl.runs import METRICS_NAME, RunRecord, open_run
+from shards.errors import MstlError
+
+
+class Part(BaseModel):
+    """A part of a file as read from JSON: types are taken as they are, fields that nobody here reads are let be."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class ParentPart(Part):
+    path: str
+    digest: str
+
+
+class ShardsPart(Part):
+    path: str
+    digest: str
+    source: str
+    classes: list[str]
+
+
+class CarryPart(Part):
+    carried: int
+    new: list[str]
+    dropped: list[str]
+
+
+class PrintedPart(Part):
+    value: Any
+    why: str
+
+
+class RunPart(Part):
+    """run.json; its recipe and inputs are read by the program that trains."""
+
+    stage: str
+    model: str
+    flavour: str
+    recipe: dict[str, dict[str, Any]]
+    inputs: dict[str, dict[str, Any]]
+    printed: dict[str, PrintedPart]
+    resolved: dict[str, Any]
+    seed: int
+    world_size: int
+    parent: ParentPart | None
+    shards: ShardsPart
+    carry: CarryPart | None
+    software: dict[str, str]
+    device: str
+    git: str | None
+    status: str
+    started: str
+    wall_seconds: float | None
+
+
+class StepPart(Part):
+    """A line of metrics.jsonl for a training step."""
+
+    step: int
+    epoch: int
+    loss: float
+
+
+class ValidationPart(Part):
+    """A line of metrics.jsonl for a validation: beside these fields, metrics."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)
+
+    step: int
+    epoch: int
+    split: str
+
+
+class MeasuredPart(Part):
+    digest: str
+    same_as_run: bool
+
+
+class EvaluationPart(Part):
+    """metrics.json of an evaluation."""
+
+    n: PositiveInt
+    classes: list[str]
+    positive: str | None
+    metrics: dict[str, float | None]
+    shards: MeasuredPart
+
+    @model_validator(mode="after")
+    def _positive_is_a_class(self) -> EvaluationPart:
+        if self.positive is not None and (len(self.classes) != 2 or self.positive not in self.classes):
+            raise ValueError(f"positive class {self.positive!r} is none of two classes")
+        return self
+
+
+def read_record(run: Path) -> RunRecord:
+    """A run folder's record, whole; raises MstlError as `open_run` does and for sections missing or of another kind."""
+    record = open_run(run)
+    _check(RunPart, record.body, str(run / "run.json"), f"Bring it back, or remove {run}")
+    return record
+
+
+def check_log(run: Path, log: Sequence[Mapping[str, Any]]) -> None:
+    """Raise MstlError naming the first entry of a run's metrics.jsonl that lacks a field."""
+    for entry in log:
+        _check(
+            ValidationPart if "split" in entry else StepPart,
+            entry,
+            f"{run / METRICS_NAME}, step {entry['step']}",
+            "Remove that line, or bring the file back",
+        )
+
+
+def check_evaluation(file: Path, body: object) -> None:
+    """Raise MstlError unless `body`, read from `file`, is what an evaluation writes."""
+    _check(EvaluationPart, body, str(file), "Evaluate the run again")
+
+
+def check_output(file: Path) -> None:
+    """Raise MstlError unless a file can be written there; before long work, so that it is not done in vain."""
+    if file.is_dir():
+        raise MstlError(str(file), why="it is a folder", remedy="Name a file in it")
+    if file.exists() and not file.is_file():
+        raise MstlError(str(file), why="it is no ordinary file", remedy="Name a file")
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise MstlError(str(file), why=f"{above} is no folder", remedy="Name a file in a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise MstlError(str(file), why=f"folder {above} cannot be written to", remedy="Name a file somewhere else")
+
+
+def _check(kind: type[Part], body: object, what: str, remedy: str) -> None:
+    try:
+        kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        message = f"{place}: {first['msg']}" if place else first["msg"]
+        raise MstlError(what, why=f"it cannot be read ({message})", remedy=remedy) from error

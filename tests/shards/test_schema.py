@@ -1,0 +1,63 @@
+"""The manifest: what a build writes is read back equal, and anything else is refused in one line."""
+
+import json
+
+import pytest
+
+from shards.errors import MstlError
+from shards.schema import MANIFEST_NAME, Manifest, Shard, load_manifest
+
+SHARD = Shard(path="train/000000.tar", index="train/000000.idx", samples=5, first_id=0, bytes=1024, sha256="a" * 64,
+              index_sha256="b" * 64, class_counts=(2, 3))  # fmt: skip
+MANIFEST = Manifest(source="toy", modality="ct", classes=("no", "yes"), splits={"train": (SHARD,)},
+                    options={"resize": None}, seed=0, tool_version="1", refused=0)  # fmt: skip
+
+
+def test_what_is_saved_is_read(tmp_path):
+    MANIFEST.save(tmp_path)
+    assert load_manifest(tmp_path) == MANIFEST
+
+
+def changed(tmp_path, *places, value):
+    body = json.loads(MANIFEST.to_json())
+    at = body
+    for place in places[:-1]:
+        at = at[place]
+    at[places[-1]] = value
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(body))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("classes", "no"), ("classes", [1, 2]), ("classes", []), ("source", None), ("modality", 3),
+        ("tool_version", []), ("seed", "0"), ("seed", -1), ("refused", 1.5), ("options", []), ("options", None),
+        ("splits", []), ("splits", {"dev": []}), ("splits", {"train": {}}), ("splits", {"train": [[]]}), ("extra", 1),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused(tmp_path, name, value):
+    with pytest.raises(MstlError, match="cannot be read") as error:
+        load_manifest(changed(tmp_path, name, value=value))
+    assert name in error.value.why or name == "splits"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("path", "../outside.tar"), ("path", "/etc/passwd"), ("path", ""), ("path", 1), ("index", "a/../../b"),
+        ("index", "nul\0"), ("samples", True), ("samples", 4), ("samples", "5"), ("first_id", -1), ("bytes", None),
+        ("sha256", "abc"), ("index_sha256", 5), ("class_counts", [5]), ("class_counts", [-1, 6]),
+        ("class_counts", "23"), ("class_counts", 5), ("extra", 1),
+    ],
+)  # fmt: skip
+def test_wrong_values_of_a_shard_are_refused(tmp_path, name, value):
+    with pytest.raises(MstlError, match="cannot be read"):
+        load_manifest(changed(tmp_path, "splits", "train", 0, name, value=value))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', "\xff", "[" * 100_000])
+def test_what_is_no_manifest_is_refused(tmp_path, text):
+    (tmp_path / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
+    with pytest.raises(MstlError):
+        load_manifest(tmp_path)
