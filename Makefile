@@ -4,6 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # One thread a process: the tests start ranks of their own, and more threads than cores is slower.
 export OMP_NUM_THREADS ?= 1
+# Behind a hospital's or company's proxy the certificates that count are the system's.
+export UV_SYSTEM_CERTS ?= 1
 
 .PHONY: help setup demo test test-slow lint bench clean
 .DEFAULT_GOAL := help
