@@ -10,6 +10,8 @@ from types import FrameType
 
 import torch
 
+from mstl.cli.train import COMMAND_PID
+
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -43,15 +45,26 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody's, hence alive
+        return True
+    return True
+
+
 class StopSignal:
     """Remembers SIGTERM, SIGINT or SIGHUP; the training loop saves and leaves at its next step.
 
     The second one ends the process at once. Install it when the loop is about to start: until then a signal has
-    nothing to save.
+    nothing to save. The death of the `mstl train` that started this job, killed outright, counts as a signal too.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._command = int(os.environ.get(COMMAND_PID, "0"))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._remember)
 
@@ -63,7 +76,7 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or (self._command > 0 and not _alive(self._command))
 
     @property
     def exit_code(self) -> int:

@@ -21,6 +21,7 @@ from mstl.cli.training_options import as_arguments, training_options
 from shards.errors import MstlError
 
 LAUNCHER = "deepspeed.launcher"
+COMMAND_PID = "MSTL_COMMAND_PID"  # in the ranks' environment: they stop when that process is gone
 
 
 @click.command("train", context_settings={"show_default": True})
@@ -138,7 +139,7 @@ def _finished(out: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = {**os.environ, COMMAND_PID: str(os.getpid())}
     if not Path("/dev/nvidiactl").exists():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment

@@ -68,14 +68,17 @@ def same_weights(left: Path, right: Path) -> bool:
 
 
 def kill_at(arguments: Sequence[str], out: Path, step: int, number: int, ranks: int | None = None) -> int:
-    """Start, wait until the log holds a step, send a signal to the whole group; returns the exit code."""
+    """Start, wait until the log holds a step, send a signal (SIGKILL: to all processes); returns the exit code."""
     process = start(arguments, ranks)
     deadline = time.monotonic() + 200
     while len(read_metrics(out)) < step:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.005)
-    os.killpg(process.pid, number)
+    if number == signal.SIGKILL:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.send_signal(number)
     process.communicate(timeout=120)
     return process.returncode
 
@@ -150,6 +153,22 @@ def test_a_signal_to_the_command_lets_both_ranks_save_first(sample_sets: Path, t
     assert open_run(out).status == "interrupted"
     assert newest_checkpoint(out / "checkpoints")[0] is not None
     assert training_processes(out) == [], "a rank lives on"
+
+
+def test_ranks_save_and_leave_when_the_command_is_killed_outright(sample_sets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(words("finetune", sample_sets, out, "--init-from", "none", fields=("optim.epochs=500",)), ranks=1)
+    while len(read_metrics(out)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while training_processes(out):
+        assert time.monotonic() < deadline, "a rank lives on"
+        time.sleep(0.1)
+    assert open_run(out).status == "interrupted"
+    assert newest_checkpoint(out / "checkpoints")[0] is not None
 
 
 def training_processes(out: Path) -> list[int]:
