@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from mstl.distributed import barrier, rank, world_size
 from mstl.engine import Engine
 from shards.errors import MstlError
-from shards.files import sha256_file, write_atomic
+from shards.files import sha256_file, sync, write_atomic
 
 SEAL_NAME = "complete.json"
 
@@ -37,7 +36,7 @@ def save_checkpoint(root: Path, step: int, engine: Engine, rank_state: dict[str,
         _seal(aside, step)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        _sync(root)
+        sync(root)
         for other in _folders(root):
             # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
             if step_of(other) > step:
@@ -103,7 +102,7 @@ def _folders(root: Path) -> list[Path]:
 def _seal(folder: Path, step: int) -> None:
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync(file)
+        sync(file)
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
     write_atomic(folder / SEAL_NAME, json.dumps({"step": step, "files": files}, indent=1).encode())
 
@@ -117,11 +116,3 @@ def _whole(folder: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import MstlError
-from shards.files import write_atomic
+from shards.files import sync, write_atomic
 from shards.job import RECORDS_NAME
 from shards.schema import MANIFEST_NAME
 
@@ -115,13 +115,13 @@ def publish(folder: Path, out: Path) -> None:
         for torn in folder.rglob("*.tmp"):  # from a build that was killed while it wrote them
             torn.unlink()
         for inner in (*(path for path in folder.iterdir() if path.is_dir()), folder):
-            _sync(inner)
+            sync(inner)
         if occupied(out):
             if replaced.exists():  # from a replacement that was interrupted after its last rename
                 shutil.rmtree(replaced)
             out.rename(replaced)
         folder.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
         _sweep(out)
     except OSError as error:
         raise MstlError(
@@ -153,11 +153,3 @@ def _sweep(out: Path) -> None:
 
 def _replaced(out: Path) -> Path:
     return out.with_name(f".{out.name}.replaced")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
