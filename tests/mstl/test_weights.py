@@ -128,3 +128,18 @@ def test_what_does_not_fit_is_refused_and_nothing_moves() -> None:
         with pytest.raises(MstlError, match=words):
             carry_over(source, target)
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_a_text_file_named_like_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_text("hello world, this is no pickle")
+    with pytest.raises(MstlError, match=r"weights\.pth"):
+        load_weights(path)
+
+
+def test_weights_saved_before_batch_norm_counted_its_batches_fit() -> None:
+    source, target = build_backbone("resnet14"), build_backbone("resnet14")
+    old = {name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")}
+    report = carry_over(old, target)
+    assert report.new == tuple(sorted(source.state_dict().keys() - old.keys()))
+    assert torch.equal(target.conv1.weight, source.conv1.weight)

@@ -337,3 +337,13 @@ def test_no_file_is_left_behind(noise_shards: Path, tmp_path: Path, monkeypatch:
     for batch in load(noise_shards):
         assert len(batch) > 0
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_vanishes_after_opening_is_named(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards(noise(8), per_shard=4)
+    loader = load(folder)
+    victim = folder / loader.manifest.shards("train")[1].path
+    victim.unlink()
+    with pytest.raises(MstlError, match="it is gone since this job began") as caught:
+        next(iter(loader))
+    assert str(victim) in caught.value.what
