@@ -35,7 +35,8 @@ def build_module(job: Job) -> tuple[Stage, dict[str, Any] | None]:
 
 def _carry(job: Job, parent: Parent, backbone: ResNet) -> dict[str, Any]:
     weights = load_weights(parent.weights)
-    if sha256_file(parent.weights) != parent.digest:
+    # A parent found just now was hashed just now; one that an earlier start recorded may have changed since.
+    if job.previous is not None and sha256_file(parent.weights) != parent.digest:
         raise MstlError(
             f"weights {parent.weights}",
             why=f"they have changed since run {job.out} was started from them",

@@ -15,6 +15,7 @@ from shards.files import write_atomic
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "dataset.json"
 SPLITS = ("train", "val", "test")
+MAX_SEED = 2**31 - 1  # of anything seeded; the generators of all libraries take that much
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

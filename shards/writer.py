@@ -20,13 +20,12 @@ from shards.job import RECORDS_NAME, Entry, ShardJob, write_shard
 from shards.keys import unique_keys
 from shards.parallel import ordered_map
 from shards.progress import QUIET, Progress
-from shards.schema import MANIFEST_NAME, SPLITS, Manifest, Shard, load_manifest
+from shards.schema import MANIFEST_NAME, MAX_SEED, SPLITS, Manifest, Shard, load_manifest
 from shards.sources.carve import carve_validation
 from shards.sources.listing import Listing
 from shards.verify import check_files
 
 QUARANTINE_NAME = "quarantine.jsonl"
-MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

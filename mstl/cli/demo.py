@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from shards.schema import MAX_SEED
+
 MODEL = "resnet14-attn5"
 SOURCES = ("imagenet", "covidx", "covid19-ct")
 
@@ -55,7 +57,7 @@ JUDGED = {"with transfer": "finetune", "without transfer": "finetune_without_tra
 
 @click.command("demo", context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), help="Folder for data and runs.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the data and of the trainings.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, help="Of the data and of the trainings.")
 @click.option("--ranks", type=click.IntRange(1), default=1, help="Processes of each training.")
 @click.option("--fresh", is_flag=True, help="Delete what an earlier demo left and start over.")
 def command(out: Path, seed: int, ranks: int, fresh: bool) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from shards.schema import MAX_SEED
+
 
 @click.command("sample", context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), default=Path("data/raw"), help="Folder for the raw data.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Same seed, same bytes.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, help="Same seed, same bytes.")
 def command(out: Path, seed: int) -> None:
     """Write synthetic ImageNet, COVIDx and COVID19-CT in the real raw layouts, to try everything without data.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shards.schema import MAX_SEED
+
 if TYPE_CHECKING:
     from shards.schema import Manifest
 
@@ -41,7 +43,7 @@ class Fraction(click.ParamType[float]):
 @click.option("--out", type=click.Path(path_type=Path), help="The shard set to make.  [default: data/shards/NAME]")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**31 - 1),
+    type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
     help="Decides the order of samples and the carved validation part.",

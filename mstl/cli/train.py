@@ -103,10 +103,13 @@ def _run_forwarding_signals(arguments: list[str]) -> tuple[int, int]:
         nonlocal received
         ranks = [] if received else _ranks(process.pid)
         received = number
+        # Whoever has ended meanwhile needs no signal, and must not keep it from the others.
         if not ranks:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
         for rank in ranks:
-            rank.send_signal(signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM)
 
     before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
@@ -116,18 +119,17 @@ def _run_forwarding_signals(arguments: list[str]) -> tuple[int, int]:
             signal.signal(number, handler)
 
 
-def _ranks(launcher: int) -> list[Any]:
-    """The training processes below the launcher; none while it is still starting."""
+def _ranks(launcher: int) -> list[int]:
+    """The training processes below the launcher; none while it is still starting, or when it has ended."""
     import psutil
 
     found = []
-    for process in psutil.Process(launcher).children(recursive=True):
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue  # it has just ended
-        if _script() in words and not any(word.startswith(LAUNCHER) for word in words):
-            found.append(process)
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(launcher).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if _script() in words and not any(word.startswith(LAUNCHER) for word in words):
+                    found.append(process.pid)
     return found
 
 

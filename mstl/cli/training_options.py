@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from shards.schema import MAX_SEED
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Written here rather than read from mstl.stages, so that --help does not import torch; a test holds them equal.
@@ -24,7 +26,7 @@ _OPTIONS = (
         metavar="RUN|FILE|none",
         help="First weights.  [default: the newest finished run of the stage before, beside --out]",
     ),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Of weights, order and augmentation."),
+    click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, help="Of weights, order and augmentation."),
     click.option(
         "--resume",
         type=click.Choice(["auto", "must", "never"]),
