@@ -1,4 +1,4 @@
-"""The workspace of a build: a folder beside the target, owned by one process, renamed over the target when whole."""
+"""The workspace of a build: a folder beside the target, owned by one build, renamed over the target when whole."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shards.errors import MstlError
-from shards.files import sync, write_atomic
+from shards.files import ASIDE_SUFFIX, lock_file, sync, write_atomic
 from shards.job import RECORDS_NAME
-from shards.schema import MANIFEST_NAME
+from shards.schema import MANIFEST_NAME, SPLITS
 
-CHECKS_NAME = ".checked.jsonl"
+UNPACKED_NAME = ".unpacked"  # slices of volumes, see Listing.unpack
+PART_WAIT_SECONDS = 30.0  # for another part of the same build to lay claim to the workspace
 _BUILD_NAME = ".build.json"  # what is being built; marks the folder as ours
 _LOCK_NAME = ".lock"
-_TORN_MARK = re.compile(rf"\.{re.escape(_BUILD_NAME)}\.\d+\.tmp")  # as write_atomic names it
+_TORN_MARK = re.compile(rf"\.{re.escape(_BUILD_NAME)}\..+{re.escape(ASIDE_SUFFIX)}")  # as write_atomic names it
 
 
 def occupied(out: Path) -> bool:
     """Whether a shard set stands at `out`; raises MstlError when something else does, which is never touched."""
+    if out.is_mount():
+        raise MstlError(
+            str(out),
+            why="a file system is mounted there, and a finished set is renamed into its place",
+            remedy=f"Name a folder in it, such as --out {out / 'set'}",
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST_NAME).is_file():
@@ -35,18 +43,18 @@ def occupied(out: Path) -> bool:
 
 
 @contextmanager
-def workspace(out: Path, asked: Mapping[str, Any], *, fresh: bool = False) -> Iterator[Path]:
-    """The folder `<out>.building`, locked against a second process, with what an interrupted build of the same left.
+def workspace(out: Path, asked: Mapping[str, Any], *, fresh: bool = False, part: bool = False) -> Iterator[Path]:
+    """The folder `<out>.building`, with what an interrupted build of the same left, locked against other builds.
 
-    What a different build left is removed, with `fresh` also what the same left. Raises MstlError when another process
-    builds there, when the folder is not ours or its mark is damaged, and when `out` holds something that is no shard
-    set.
+    Finished shards of a different build are never removed but with `fresh`, which also removes what the same left. As
+    a `part` it is shared with other parts of the same build. Raises MstlError for them, when another process builds
+    there, when the folder is not ours or its mark is damaged, and when `out` holds something that is no shard set.
     """
     occupied(out)  # refuses what `publish` could not replace, before any work
     folder = out.with_name(f"{out.name}.building")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder / _LOCK_NAME)
+        lock = _lock_part(folder, asked) if part else lock_file(folder / _LOCK_NAME)
     except OSError as error:
         raise MstlError(str(folder), why=f"it cannot be made ({error})", remedy="Choose another --out") from error
     if lock is None:
@@ -54,27 +62,43 @@ def workspace(out: Path, asked: Mapping[str, Any], *, fresh: bool = False) -> It
             str(folder), why="another mstl shard is building it", remedy="Wait for it, or choose another --out"
         )
     try:
-        _claim(folder, asked, fresh=fresh)
+        if not part:
+            _claim(folder, asked, fresh=fresh)
         yield folder
     finally:
         os.close(lock)
 
 
-def _lock(path: Path) -> int | None:
-    """An open handle that holds the lock of a file; None when another process has it."""
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between opening and locking, the owner may have published: then this locks a file that is elsewhere or gone.
-        ours = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
-    except BlockingIOError:
-        ours = False
-    except OSError:
-        os.close(handle)
-        raise
-    if ours:
-        return handle
-    os.close(handle)
+def begun(out: Path) -> bool:
+    """Whether a build of `out` has been begun and not been published."""
+    return (out.with_name(f"{out.name}.building") / _BUILD_NAME).is_file()
+
+
+def _lock_part(folder: Path, asked: Mapping[str, Any]) -> int | None:
+    """A shared lock on a claimed workspace: the first part that comes claims it alone, the others wait for that."""
+    until = time.monotonic() + PART_WAIT_SECONDS
+    while time.monotonic() < until:
+        lock = lock_file(folder / _LOCK_NAME)
+        if lock is not None:
+            try:
+                _claim(folder, asked, fresh=False)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            except BaseException:
+                os.close(lock)
+                raise
+        else:
+            lock = lock_file(folder / _LOCK_NAME, shared=True)
+        if lock is not None:
+            # Turning the lock into a shared one lets go of it for a moment, in which another build may have come.
+            if (folder / _BUILD_NAME).exists():
+                try:
+                    _check_mark(folder, asked)
+                except BaseException:
+                    os.close(lock)
+                    raise
+                return lock
+            os.close(lock)
+        time.sleep(0.1)
     return None
 
 
@@ -88,10 +112,26 @@ def _claim(folder: Path, asked: Mapping[str, Any], *, fresh: bool) -> None:
             why="it is there and was not made by mstl shard",
             remedy="Move it away, or choose another --out",
         )
+    if mark.exists() and not fresh and any((folder / RECORDS_NAME).glob("*.json")):
+        _check_mark(folder, asked)
     if mark.exists() and (fresh or _read_mark(mark) != dict(asked)):
         for path in sorted(found, key=lambda path: path == mark):  # the mark goes last: a crash leaves it ours
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_atomic(mark, json.dumps(dict(asked)).encode())
+
+
+def _check_mark(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Raise MstlError naming what differs when the shards in a workspace are of another build."""
+    there = _read_mark(folder / _BUILD_NAME)
+    if there != dict(asked):
+        names = [name for name in asked if there.get(name) != asked[name]]
+        differing = ", ".join(f"{name} {there.get(name)!r}, not {asked[name]!r}" for name in names)
+        raise MstlError(
+            str(folder),
+            why=f"an unfinished build lies there with {differing}",
+            remedy="Give the same options to go on with it, --force (without --part and --merge) to discard it, or "
+            "another --out",
+        )
 
 
 def _read_mark(mark: Path) -> Any:
@@ -109,11 +149,6 @@ def publish(folder: Path, out: Path) -> None:
     """Rename a finished workspace to `out`; a set that stood there is removed only afterwards."""
     replaced = _replaced(out)
     try:
-        for name in (CHECKS_NAME, RECORDS_NAME):
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for torn in folder.rglob("*.tmp"):  # from a build that was killed while it wrote them
-            torn.unlink()
         for inner in (*(path for path in folder.iterdir() if path.is_dir()), folder):
             sync(inner)
         if occupied(out):
@@ -131,12 +166,24 @@ def publish(folder: Path, out: Path) -> None:
         ) from error
 
 
+def remove_strays(folder: Path, keep: set[str]) -> None:
+    """Remove what killed processes and an earlier listing of the source left in the folders of the splits."""
+    for split in (folder / name for name in SPLITS):
+        for path in split.iterdir() if split.is_dir() else ():
+            if path.relative_to(folder).as_posix() not in keep:
+                path.unlink()
+        with suppress(OSError):  # not empty
+            split.rmdir()
+    for torn in folder.glob(f".*{ASIDE_SUFFIX}"):
+        torn.unlink()
+
+
 def tidy(out: Path) -> None:
     """Remove what a publication left that was interrupted after its last rename, unless it is still under way."""
     if not any(path.exists() for path in (out / _BUILD_NAME, out / _LOCK_NAME, _replaced(out))):
         return
     with suppress(OSError):  # a set that may only be read is a good set all the same
-        lock = _lock(out / _LOCK_NAME)
+        lock = lock_file(out / _LOCK_NAME)
         if lock is not None:
             try:
                 _sweep(out)
@@ -145,8 +192,9 @@ def tidy(out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    if _replaced(out).exists():
-        shutil.rmtree(_replaced(out))
+    for place in (_replaced(out), out / RECORDS_NAME, out / UNPACKED_NAME):
+        if place.exists():
+            shutil.rmtree(place)
     for name in (_BUILD_NAME, _LOCK_NAME):  # the lock goes last: as long as anything is left, it can be held
         (out / name).unlink(missing_ok=True)
 

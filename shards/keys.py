@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from shards.sources.listing import Item
 
 KEY_LENGTH = 80
-_SUFFIX_LENGTH = 11  # "-" and ten hexadecimal digits
+_HASH_DIGITS = 20  # 80 bits: no two of a billion images meet
 
 
 def unique_keys(items: Iterable[Item]) -> list[str]:
@@ -32,4 +32,4 @@ def unique_keys(items: Iterable[Item]) -> list[str]:
 
 def _with_hash(key: str, origin: str) -> str:
     digest = hashlib.sha256(os.fsencode(origin)).hexdigest()
-    return f"{key[: KEY_LENGTH - _SUFFIX_LENGTH]}-{digest[:10]}"
+    return f"{key[: KEY_LENGTH - _HASH_DIGITS - 1]}-{digest[:_HASH_DIGITS]}"

@@ -7,50 +7,61 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TypeVar
 
 from shards.errors import MstlError
+from shards.progress import Progress
+from shards.tally import Counts, Follower, SharedTally, Shown, Tally
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_LOOK_SECONDS = 0.25
+_tally: Tally | None = None  # of this process: what the job at hand counts into
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """An MstlError on its way through a pipe: exceptions with keyword-only arguments do not survive pickling."""
 
-    what: str
-    why: str
-    remedy: str
+def count(counts: Counts) -> None:
+    """Say from within a job how far it is; shown where `ordered_map` was given a progress.
+
+    Raises Stopped when the results are not wanted any more.
+    """
+    if _tally is not None:
+        _tally.add(counts)
 
 
 def ordered_map(
-    function: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int
+    function: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, progress: Progress | None = None
 ) -> Generator[Result, None, None]:
     """Yield function(job) in the order of the jobs; with one worker in this process, else in spawned ones.
+
+    progress: shows what the jobs `count` while they run; the caller has started it.
 
     At most four jobs a worker are in flight, so memory stays flat. Function and jobs must be picklable, and a script
     that calls this needs its `if __name__ == "__main__":`. Raises what the function raises; MstlError when a worker
     process dies. Close it (contextlib.closing) before touching what the jobs touch: it waits for those under way.
     """
     if workers == 1:
-        yield from map(function, jobs)
+        with _counting_into(None if progress is None else Shown(progress)):
+            yield from map(function, jobs)
         return
+    shared = None if progress is None else SharedTally()
+    follower = None if progress is None or shared is None else Follower(shared, progress)
     pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_live_and_die_with_the_parent
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(shared,)
     )
-    flying: deque[Future[Result | _Failed]] = deque()
+    flying: deque[Future[Result]] = deque()
     try:
         for job in jobs:
-            flying.append(pool.submit(_call, function, job))
+            with _signals_held():
+                flying.append(pool.submit(function, job))
             if len(flying) >= 4 * workers:
-                yield _unwrap(flying.popleft())
+                yield _result(flying.popleft(), follower)
         while flying:
-            yield _unwrap(flying.popleft())
+            yield _result(flying.popleft(), follower)
     except BrokenProcessPool as error:
         raise MstlError(
             "converting images",
@@ -58,30 +69,48 @@ def ordered_map(
             remedy="Run the same command again with fewer --workers; finished work is kept",
         ) from error
     finally:
+        if shared is not None:
+            shared.stop()  # after an error or an interrupt nobody wants to wait for jobs of many images
         pool.shutdown(cancel_futures=True)
 
 
-def _call(function: Callable[[Job], Result], job: Job) -> Result | _Failed:
+@contextmanager
+def _counting_into(tally: Tally | None) -> Iterator[None]:
+    global _tally
+    before, _tally = _tally, tally
     try:
-        return function(job)
-    except MstlError as error:
-        return _Failed(error.what, error.why, error.remedy)
+        yield
+    finally:
+        _tally = before
 
 
-def _unwrap(future: Future[Result | _Failed]) -> Result:
-    result = future.result()
-    if isinstance(result, _Failed):
-        raise MstlError(result.what, why=result.why, remedy=result.remedy)
-    return result
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM: a worker that starts inside never gets them, and leaves stopping to its parent."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def _live_and_die_with_the_parent() -> None:
-    """Leave interrupts to the parent, and end when it is gone: an orphan would write beside the next build."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _result(future: Future[Result], follower: Follower | None) -> Result:
+    if follower is None:
+        return future.result()
+    while not wait([future], timeout=_LOOK_SECONDS).done:
+        follower.look()
+    follower.look()
+    return future.result()
+
+
+def _begin(tally: SharedTally | None) -> None:
+    global _tally
+    _tally = tally
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
 def _end_with_the_parent() -> None:
+    """An orphan would write beside the next build."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this runs in workers only"
     parent.join()

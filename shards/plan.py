@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,11 @@ Positions = NDArray[np.int64]
 Remainder = Literal["keep", "drop", "pad"]
 
 SMALL_SPLIT = 65536
-LARGE_CHUNK = 32
+LARGE_CHUNK = 40  # divides the thousand samples of a tar, so that few chunks lie in two
 
 
 def default_chunk(samples: int) -> int:
-    """Contiguous samples kept together when shuffling: 1 for a small split, 32 for a large one (sequential reads)."""
+    """Contiguous samples kept together when shuffling: 1 for a small split, 40 for a large one (sequential reads)."""
     return 1 if samples <= SMALL_SPLIT else LARGE_CHUNK
 
 
@@ -110,7 +110,18 @@ class Plan:
 
     def order(self, epoch: int) -> Positions:
         """[used] positions of one epoch over all ranks, in reading order."""
-        return _order(self, epoch)
+        order = self.part(epoch, 0, self.used)
+        order.flags.writeable = False
+        return order
+
+    def part(self, epoch: int, start: int, stop: int) -> Positions:
+        """[stop - start] positions of `order(epoch)[start:stop]`, at a cost that hardly depends on the split's size."""
+        # "pad" repeats from the start of the epoch.
+        return self.positions(epoch, np.arange(start, stop, dtype=np.int64) % self.samples)
+
+    def positions(self, epoch: int, places: Positions) -> Positions:
+        """The positions at these places (0 … samples-1) of an epoch's order, which is the same for any `world`."""
+        return _shuffled(self, epoch, places) if self.shuffle else places
 
     def rank_step(self, rank: int, epoch: int, step: int) -> Positions:
         """[valid(step)] positions of one rank at one step of an epoch; ranks hold consecutive parts of the batch."""
@@ -118,40 +129,61 @@ class Plan:
             raise IndexError(f"rank {rank} of {self.world}")
         size = self.valid(step)
         start = step * self.batch + rank * size
-        return self.order(epoch)[start : start + size]
+        return self.part(epoch, start, start + size)
 
     def rank_batches(self, rank: int, epoch: int) -> list[Positions]:
         """The epoch of one rank, step by step: [valid(step)] positions each."""
         return [self.rank_step(rank, epoch, step) for step in range(self.steps_per_epoch)]
 
-    def filled(self, rank: int, epoch: int) -> Positions:
-        """[steps_per_epoch · rank_batch] positions of one rank with a partial last step filled up by repeats of its own
-        samples: what a reader of fixed batch size is given; the first `valid(step)` of each step are real."""
-        return np.concatenate([np.resize(step, self.rank_batch) for step in self.rank_batches(rank, epoch)])
+    def filled(self, rank: int, epoch: int, first_step: int = 0, stop_step: int | None = None) -> Positions:
+        """[steps · rank_batch] positions of one rank for some steps of an epoch, with a partial last step filled up by
+        repeats of its own samples: what a reader of fixed batch size is given; the first `valid(step)` of each step are
+        real."""
+        steps = range(first_step, self.steps_per_epoch if stop_step is None else stop_step)
+        rows = [np.resize(self.rank_step(rank, epoch, step), self.rank_batch) for step in steps]
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
     def _check_step(self, step: int) -> None:
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of {self.steps_per_epoch}")
 
 
+def _shuffled(plan: Plan, epoch: int, places: Positions) -> Positions:
+    """The positions at these places of a permutation of 0 … samples-1: chunks in random order, each shuffled within."""
+    chunk = plan.chunk or default_chunk(plan.samples)
+    chunks = _chunk_order(plan, epoch, chunk)
+    short = -plan.samples % chunk  # what the last chunk lacks; the places behind it move up by that
+    if short:
+        after = int(np.flatnonzero(chunks == len(chunks) - 1)[0] + 1) * chunk - short
+        places = np.where(places < after, places, places + short)
+    wanted, rows = np.unique(places // chunk, return_inverse=True)
+    first = chunks[wanted].astype(np.int64) * chunk
+    if chunk == 1:
+        return np.asarray(first[rows])
+    members = first[:, None] + np.arange(chunk)
+    ranks = _mixed(members, _key(plan.seed, epoch))
+    ranks[members >= plan.samples] = np.iinfo(np.uint64).max  # what the last chunk lacks comes last in it
+    inner = np.argsort(ranks, axis=1, kind="stable")
+    return np.asarray(first[rows] + inner[rows, places % chunk])
+
+
 @lru_cache(maxsize=2)
-def _order(plan: Plan, epoch: int) -> Positions:
-    """The order behind `Plan.order`; kept for the epoch at hand, since every step and check asks for it."""
-    if plan.shuffle:
-        positions = _shuffled(plan.samples, plan.chunk or default_chunk(plan.samples), plan.seed, epoch)
-    else:
-        positions = np.arange(plan.samples, dtype=np.int64)
-    order = np.resize(positions, plan.used)  # cuts, or repeats from the start for "pad"
+def _chunk_order(plan: Plan, epoch: int, chunk: int) -> NDArray[np.signedinteger[Any]]:
+    """A permutation of the chunks; kept for the epoch at hand, since every step and check asks for it."""
+    chunks = -(-plan.samples // chunk)
+    kind = np.int32 if chunks < 2**31 else np.int64
+    order = np.random.default_rng([plan.seed, epoch]).permutation(np.arange(chunks, dtype=kind))
     order.flags.writeable = False
     return order
 
 
-def _shuffled(samples: int, chunk: int, seed: int, epoch: int) -> Positions:
-    """A permutation of 0 … samples-1: chunks of contiguous positions in random order, each shuffled within."""
-    random = np.random.default_rng([seed, epoch])
-    chunks = -(-samples // chunk)
-    grid = np.arange(chunks * chunk, dtype=np.int64).reshape(chunks, chunk)
-    if chunk > 1:
-        grid = random.permuted(grid, axis=1)
-    flat = random.permutation(grid).reshape(-1)
-    return flat[flat < samples]
+def _key(seed: int, epoch: int) -> np.uint64:
+    return np.uint64(np.random.SeedSequence([seed, epoch, 1]).generate_state(1, np.uint64)[0])
+
+
+def _mixed(values: Positions, key: np.uint64) -> NDArray[np.uint64]:
+    """A hash of each value under a key (the finaliser of SplitMix64): random ranks that need no generator's state."""
+    mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -9,8 +9,11 @@ class Progress(Protocol):
     def start(self, total: int, what: str) -> None:
         """Begin a piece of work of `total` steps, named `what`; it replaces the piece before it."""
 
-    def advance(self, n: int = 1) -> None:
-        """Count `n` more steps as done."""
+    def advance(self, n: int = 1, *, size_bytes: int = 0, refused: int = 0) -> None:
+        """Count `n` more steps as done, the bytes they took and how many of them were refused."""
+
+    def skip(self, n: int) -> None:
+        """Count `n` steps that an earlier run has done: they count for the total and not for the speed."""
 
 
 class Silent:
@@ -19,7 +22,10 @@ class Silent:
     def start(self, total: int, what: str) -> None:
         """Show nothing."""
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: int = 1, *, size_bytes: int = 0, refused: int = 0) -> None:
+        """Show nothing."""
+
+    def skip(self, n: int) -> None:
         """Show nothing."""
 
 

@@ -16,9 +16,12 @@ IMAGE_EXTENSIONS = ("jpg", "png")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What a shard set knows of a sample; sha256, width and height (pixels as shown) are those of the source image.
+    """What a shard set knows of a sample.
 
-    source names the data set, origin the file in it; patient is None where unknown.
+    sha256, width, height (pixels as shown), Pillow's mode and format are those of the source image, stored_sha256 that
+    of the stored one: the same where it is stored as it came. The source image of a DICOM frame or NIfTI slice is the
+    PNG made of it, so there sha256 says nothing of the file. source names the data set, origin the file in it; patient
+    is None where unknown.
     """
 
     sample_id: int
@@ -30,8 +33,11 @@ class Record:
     source: str
     origin: str
     sha256: str
+    stored_sha256: str
     width: int
     height: int
+    mode: str
+    format: str
 
 
 _FROM_JSON = tuple(field.name for field in fields(Record) if field.name != "sample_id")
@@ -39,8 +45,13 @@ _FROM_JSON = tuple(field.name for field in fields(Record) if field.name != "samp
 
 def read_records(folder: Path, split: str) -> list[Record]:
     """The records of a split, by sample id; reads only the small JSON files. Raises MstlError for damaged shards."""
-    manifest = load_manifest(folder)
-    return [record for shard in manifest.shards(split) for record in _shard_records(folder, shard)]
+    return list(iter_records(folder, split))
+
+
+def iter_records(folder: Path, split: str) -> Iterator[Record]:
+    """What `read_records` returns, with the index of one shard in memory at a time."""
+    for shard in load_manifest(folder).shards(split):
+        yield from _shard_records(folder / shard.path, shard, _samples(folder, shard))
 
 
 def read_image(folder: Path, sample_id: int) -> bytes:
@@ -61,6 +72,17 @@ def read_image(folder: Path, sample_id: int) -> bytes:
     )
 
 
+def iter_images(folder: Path, split: str) -> Iterator[tuple[Record, bytes]]:
+    """Records and stored image bytes of a split, by sample id; each tar is read once. Raises MstlError for damage."""
+    for shard in load_manifest(folder).shards(split):
+        path, samples = folder / shard.path, _samples(folder, shard)
+        images = [next((c for c in sample if c.ext in IMAGE_EXTENSIONS), None) for sample in samples]
+        there = [component for component in images if component is not None]
+        if len(there) != shard.samples:
+            raise _damaged(path, f"{len(there)} of {shard.samples} samples have an image")
+        yield from zip(_shard_records(path, shard, samples), _read(path, there), strict=True)
+
+
 def _samples(folder: Path, shard: Shard) -> list[IndexedSample]:
     samples = read_index(folder / shard.index)
     if len(samples) != shard.samples:
@@ -68,9 +90,8 @@ def _samples(folder: Path, shard: Shard) -> list[IndexedSample]:
     return samples
 
 
-def _shard_records(folder: Path, shard: Shard) -> Iterator[Record]:
-    path = folder / shard.path
-    about = [component for sample in _samples(folder, shard) for component in sample if component.ext == "json"]
+def _shard_records(path: Path, shard: Shard, samples: list[IndexedSample]) -> Iterator[Record]:
+    about = [component for sample in samples for component in sample if component.ext == "json"]
     if len(about) != shard.samples:
         raise _damaged(path, f"{len(about)} of {shard.samples} samples have a json")
     for sample_id, data in enumerate(_read(path, about), start=shard.first_id):
@@ -91,8 +112,8 @@ def _read(path: Path, components: list[Component]) -> Iterator[bytes]:
                     raise _damaged(path, f"it ends before {component.name}")
                 yield data
     except OSError as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, f"it cannot be read ({error.strerror})") from error
 
 
 def _damaged(path: Path, why: str) -> MstlError:
-    return MstlError(str(path), why=why, remedy="Convert the data again with mstl shard --force")
+    return MstlError(str(path), why=why, remedy="See what is damaged with mstl verify, and bring the file back")

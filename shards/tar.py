@@ -10,7 +10,13 @@ from shards.errors import MstlError
 from shards.index import Component, IndexedSample
 
 BLOCK_BYTES = 512
+_WORTH_A_COPY = 16_384  # bytes; what is smaller is gathered and written at once
 _MAX_NAME, _MAX_BYTES = 100, 8**11  # what a USTAR header can hold
+_BEFORE_SIZE = b"0000644\0" + b"0000000\0" * 2  # mode, owner, group
+_AFTER_SIZE = b"00000000000\0"  # time: 1970
+# A plain file, no link; the checksum, which comes before it, counts as eight spaces while it is summed.
+_AFTER_CHECKSUM = b"0".ljust(101, b"\0") + b"ustar\x0000".ljust(255, b"\0")
+_CONSTANT_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + 8 * ord(" ") + sum(_AFTER_CHECKSUM)
 
 
 class SampleTar:
@@ -28,12 +34,22 @@ class SampleTar:
     def add(self, key: str, components: Mapping[str, bytes]) -> None:
         """Write one sample: extension → bytes, in this order."""
         indexed = []
+        small = bytearray()
+        at = self.size_bytes
         for ext, data in components.items():
-            name = f"{key}.{ext}"
-            self._write(ustar_header(name, len(data)))
-            indexed.append(Component(ext, self.size_bytes, len(data), name))
-            self._write(data)
-            self._write(bytes(-len(data) % BLOCK_BYTES))
+            name, size = f"{key}.{ext}", len(data)
+            indexed.append(Component(ext, at + BLOCK_BYTES, size, name))
+            small += ustar_header(name, size)
+            if size < _WORTH_A_COPY:
+                small += data
+            else:
+                self._write(bytes(small))
+                self._write(data)
+                small = bytearray()
+            padding = -size % BLOCK_BYTES
+            small += bytes(padding)
+            at += BLOCK_BYTES + size + padding
+        self._write(bytes(small))
         self.index.append(tuple(indexed))
 
     def close(self) -> None:
@@ -60,14 +76,6 @@ def ustar_header(name: str, size_bytes: int) -> bytes:
             why=f"its name has {len(path)} bytes and its data {size_bytes}; a tar holds {_MAX_NAME} and {_MAX_BYTES}",
             remedy="Leave this file out",
         )
-    fields = [
-        path.ljust(100, b"\0"),
-        b"0000644\0" + b"0000000\0" * 2,  # mode, owner, group
-        b"%011o\0" % size_bytes,
-        b"00000000000\0",  # time: 1970
-        b" " * 8,  # the checksum counts as spaces while it is summed
-        b"0".ljust(101, b"\0"),  # a plain file, no link
-        b"ustar\x0000",
-    ]
-    header = b"".join(fields).ljust(BLOCK_BYTES, b"\0")
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+    size = b"%011o\0" % size_bytes
+    checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(path) + sum(size))
+    return b"".join((path.ljust(100, b"\0"), _BEFORE_SIZE, size, _AFTER_SIZE, checksum, _AFTER_CHECKSUM))

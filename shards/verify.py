@@ -6,17 +6,19 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from shards.check import Refused, check_bytes
 from shards.errors import MstlError
 from shards.files import sha256_file
-from shards.index import Component, IndexedSample, read_index
+from shards.index import IndexedSample, read_index
+from shards.job import CHECKSUM_NAME, with_checksum
+from shards.parallel import ordered_map
 from shards.progress import QUIET, Progress
 from shards.read import IMAGE_EXTENSIONS
-from shards.schema import Manifest, Shard
+from shards.schema import QUARANTINE_NAME, SPLITS, Manifest, Shard
 from shards.tar import BLOCK_BYTES, ustar_header
 
 _OTHER_CONTENT = "its content is not what the manifest describes"
@@ -28,7 +30,7 @@ class Damage:
     """A file of a shard set that is not as it was written.
 
     path: relative to the set. why: what is wrong. samples: keys of the samples found damaged in a tar, which may be
-    none: padding and the end of a tar belong to no sample.
+    none: the end of a tar belongs to no sample, and without a whole index samples cannot be told.
     """
 
     path: str
@@ -65,21 +67,43 @@ def check_content(folder: Path, manifest: Manifest, split: str, progress: Progre
         progress.advance()
 
 
-def find_damage(folder: Path, manifest: Manifest, progress: Progress = QUIET) -> list[Damage]:
+def find_damage(folder: Path, manifest: Manifest, progress: Progress = QUIET, *, workers: int = 1) -> list[Damage]:
     """Read the whole set and return what is not as it was written, naming the samples of a damaged tar."""
     shards = _shards(manifest, None)
-    progress.start(len(shards), "checking shards")
+    jobs = [(str(folder), shard) for shard in shards]
+    progress.start(len(jobs), "checking shards")
     damages: list[Damage] = []
-    for shard in shards:
-        of_index = _of_index(folder, shard)
-        why = _difference(folder / shard.path, shard.sha256, shard.bytes)
-        if why:
-            known = not of_index and (folder / shard.path).is_file()
-            samples = tuple(_damaged_samples(folder, shard, manifest.options.get("resize"))) if known else ()
-            damages.append(Damage(path=shard.path, why=why, samples=samples))
-        damages += of_index
-        progress.advance()
-    return damages
+    with closing(ordered_map(_of_shard, jobs, workers=workers)) as found:
+        for (_, shard), some in zip(jobs, found, strict=True):
+            damages += some
+            progress.advance(size_bytes=shard.bytes)
+    why = _difference(folder / QUARANTINE_NAME, manifest.quarantine_sha256, None)
+    return [*damages, *([Damage(path=QUARANTINE_NAME, why=why)] if why else []), *_strays(folder, shards)]
+
+
+def _strays(folder: Path, shards: Iterable[Shard]) -> Iterator[Damage]:
+    """Files in the folders of the splits that belong to no shard: other readers would take them for samples."""
+    named = {path for shard in shards for path in (shard.path, shard.index)}
+    for split in SPLITS:
+        for path in sorted((folder / split).iterdir()) if (folder / split).is_dir() else ():
+            name = path.relative_to(folder).as_posix()
+            if name not in named:
+                yield Damage(path=name, why="it is no part of the set")
+
+
+def _of_shard(job: tuple[str, Shard]) -> list[Damage]:
+    return damage_of_shard(Path(job[0]), job[1])
+
+
+def damage_of_shard(folder: Path, shard: Shard) -> list[Damage]:
+    """What is not as it was written of one tar and its index."""
+    of_index = _of_index(folder, shard)
+    why = _difference(folder / shard.path, shard.sha256, shard.bytes)
+    if not why:
+        return of_index
+    known = not of_index and (folder / shard.path).is_file()
+    samples = tuple(_damaged_samples(folder, shard)) if known else ()
+    return [Damage(path=shard.path, why=why, samples=samples), *of_index]
 
 
 def _shards(manifest: Manifest, splits: Iterable[str] | None) -> list[Shard]:
@@ -111,46 +135,39 @@ def _wrong_size(path: Path, size_bytes: int | None) -> str | None:
     return None if size_bytes in (None, found) else f"it has {found} bytes and was written with {size_bytes}"
 
 
-def _damaged_samples(folder: Path, shard: Shard, resize: int | None) -> Iterator[str]:
+def _damaged_samples(folder: Path, shard: Shard) -> Iterator[str]:
     """The keys of the samples in a tar that are not as they were written; the index is known to be whole."""
     try:
         with (folder / shard.path).open("rb") as file:
             for sample_id, sample in enumerate(read_index(folder / shard.index), start=shard.first_id):
-                if not _is_whole(file, sample, sample_id, resize):
+                if not _is_whole(file, sample, sample_id):
                     yield sample[0].name.rpartition(".")[0]
     except OSError:  # the disk refuses: which samples it hits cannot be told
         return
 
 
-def _is_whole(file: BinaryIO, sample: IndexedSample, sample_id: int, resize: int | None) -> bool:
+def _is_whole(file: BinaryIO, sample: IndexedSample, sample_id: int) -> bool:
+    """Whether every byte of a sample is as it was written: headers, padding, and the parts, which know each other."""
     parts: dict[str, bytes] = {}
     for component in sample:
-        if not _header_stands(file, component):
+        file.seek(component.offset - BLOCK_BYTES)
+        if file.read(BLOCK_BYTES) != ustar_header(component.name, component.size):
             return False
         parts[component.ext] = file.read(component.size)
+        if file.read(-component.size % BLOCK_BYTES).strip(b"\0"):
+            return False
     try:
         about = json.loads(parts["json"])
-        numbers = (int(parts["cls"]), *struct.unpack("<2q", parts["i64"]))
-        if numbers != (about["label"], sample_id, about["label"]):
-            return False
-        return all(_image_stands(ext, parts[ext], about, resize) for ext in IMAGE_EXTENSIONS if ext in parts)
-    except (ValueError, TypeError, KeyError, struct.error):
+        stored = {name: value for name, value in about.items() if name != CHECKSUM_NAME}
+        [image] = [parts[ext] for ext in IMAGE_EXTENSIONS if ext in parts]
+        return (
+            parts["json"] == with_checksum(stored)
+            and parts["cls"] == str(about["label"]).encode()
+            and parts["i64"] == struct.pack("<2q", sample_id, about["label"])
+            and hashlib.sha256(image).hexdigest() == about["stored_sha256"]
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error):
         return False
-
-
-def _header_stands(file: BinaryIO, component: Component) -> bool:
-    """Whether the header before a component is the one we write; leaves the file at the component."""
-    file.seek(component.offset - BLOCK_BYTES)
-    return file.read(BLOCK_BYTES) == ustar_header(component.name, component.size)
-
-
-def _image_stands(ext: str, data: bytes, about: dict[str, Any], resize: int | None) -> bool:
-    if hashlib.sha256(data).hexdigest() == about["sha256"]:
-        return True
-    # A JPEG that was not brought down to `resize` is stored as it came, so its digest must be that of the source. What
-    # was written anew cannot be compared with the source; there decoding tells, and a PNG has checksums of its own.
-    as_it_came = ext == "jpg" and (resize is None or min(about["width"], about["height"]) <= resize)
-    return not as_it_came and not isinstance(check_bytes(data), Refused)
 
 
 def damaged_set(folder: Path, damages: Sequence[Damage]) -> MstlError:

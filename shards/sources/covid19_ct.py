@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from shards.errors import MstlError
+from shards.progress import QUIET, Progress
 from shards.schema import SPLITS
+from shards.source_options import NO_OPTIONS, SourceOptions
+from shards.sources.archives import zip_members
 from shards.sources.blob import Blob
 from shards.sources.listing import (
     Item,
@@ -29,18 +30,21 @@ LAYOUT = (
 EXPECTED = {"train": 425, "val": 118, "test": 203}  # paper §6.1; the official split files hold the same
 
 
-def read(root: Path) -> Listing:
+def read(root: Path, options: SourceOptions = NO_OPTIONS, progress: Progress = QUIET) -> Listing:
     """List COVID19-CT by its official split; the test lists and the info tables may be missing.
 
-    Raises MstlError for missing train or val lists, listed slices that are not there, and slices in two splits.
+    Unpacked slices may be symbolic links. Raises MstlError for missing train or val lists, listed slices that are not
+    there, slices in two splits, and two slices of one name.
     """
+    options.refuse_others("covid19-ct")
     need_folder("covid19-ct", root, LAYOUT)
     items: list[Item] = []
     notes: list[str] = []
     no_test: list[str] = []
     unlisted = 0
+    progress.start(len(CLASSES), "listing covid19-ct")
     for label, name in enumerate(CLASSES):
-        there = dict(_images(root, name))
+        there = _images(root, name)
         patients = _patients(root, name)
         listed: set[str] = set()
         for split in SPLITS:
@@ -52,9 +56,9 @@ def read(root: Path) -> Listing:
             listed.update(names)
             items += [_item(there[file], file, split, label, patients.get(file)) for file in names]
         unlisted += len(there.keys() - listed)
-    if no_test:
-        effect = "no test split" if len(no_test) == len(CLASSES) else "a test split of one class only"
-        notes.append(f"there is no {' and no '.join(no_test)}, so the shard set gets {effect}")
+        progress.advance()
+    if len(no_test) == 1:
+        notes.append(f"there is no {no_test[0]}, so the shard set gets a test split of one class only")
     if unlisted:
         notes.append(f"{unlisted} slices stand in no split list and were left out")
     unknown = sum(item.patient is None for item in items)
@@ -68,6 +72,7 @@ def read(root: Path) -> Listing:
         classes=CLASSES,
         items=items,
         expected=EXPECTED,
+        absent={"test": f"there is no {' and no '.join(no_test)}"} if no_test else None,
         notes=notes,
     )
 
@@ -77,30 +82,33 @@ def _item(found: tuple[str, Blob], file: str, split: str, label: int, patient: s
     return Item(key=PurePosixPath(file).stem, split=split, label=label, patient=patient, blob=blob, origin=origin)
 
 
-def _images(root: Path, name: str) -> Iterator[tuple[str, tuple[str, Blob]]]:
+def _images(root: Path, name: str) -> dict[str, tuple[str, Blob]]:
     """File name → (origin, blob) of one class, from the zip or else the folder."""
     archive, folder = root / "Images-processed" / f"CT_{name}.zip", root / "Images-processed" / f"CT_{name}"
     if archive.is_file():
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                members = opened.infolist()
-        except zipfile.BadZipFile as error:
-            raise MstlError(str(archive), why=f"it is not a whole zip ({error})", remedy="Download it again") from error
-        for member in members:
-            path = PurePosixPath(member.filename)
-            # macOS packs a second tree of hidden files that end like the images.
-            if not member.is_dir() and named_like_image(path.name):
-                origin = f"{archive.relative_to(root).as_posix()}/{member.filename}"
-                yield path.name, (origin, Blob(str(archive), member.file_size, member.filename))
+        place = archive.relative_to(root).as_posix()
+        found = [  # without the second tree of hidden files that macOS packs, which end like the images
+            (f"{place}/{member.filename}", Blob(str(archive), member.file_size, member.filename))
+            for member in zip_members(archive)
+            if named_like_image(PurePosixPath(member.filename).name)
+        ]
     elif folder.is_dir():
-        for file in image_files(folder):
-            yield file.name, (file.relative_to(root).as_posix(), file_blob(file))
+        found = [(file.relative_to(root).as_posix(), file_blob(file)) for file in image_files(folder)]
     else:
         raise MstlError(
             f"{name} slices in {root}",
             why=f"there is neither {archive.relative_to(root)} nor a folder of that name",
             remedy=f"Expected there: {LAYOUT}",
         )
+    images = {PurePosixPath(origin).name: (origin, blob) for origin, blob in found}
+    if len(images) < len(found):
+        again = next(origin for origin, blob in found if images[PurePosixPath(origin).name][0] != origin)
+        raise MstlError(
+            f"{name} slices in {root}",
+            why=f"two have the name {PurePosixPath(again).name}, and the split lists give names alone",
+            remedy="Use the archive as published, or keep the right one",
+        )
+    return images
 
 
 def _read_list(path: Path, there: dict[str, tuple[str, Blob]], taken: set[str]) -> list[str]:

@@ -7,20 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from raw_data import content, listing_of, toy_images
+from raw_data import content, encoded, listing_of, toy_images
 
-from shards import building, writer
-from shards.check import check_blob
+from shards import writer
 from shards.errors import MstlError
-from shards.job import RECORDS_NAME, Entry, ShardJob
+from shards.index import read_index
+from shards.job import RECORDS_NAME, ShardJob
 from shards.schema import load_manifest
 from shards.writer import WriteOptions, find_built, write_shards
 
 OPTIONS = WriteOptions(seed=3, samples_per_shard=10)
+CONVERTING = "converting images"
 
 
 class Interrupting:
-    """Progress that stops the build after some steps of a piece of work."""
+    """Progress that stops the build after some steps of a piece of work: before the shard they are of is finished."""
 
     def __init__(self, what, after):
         self.what, self.after, self.now, self.done = what, after, "", 0
@@ -28,10 +29,13 @@ class Interrupting:
     def start(self, total, what):
         self.now, self.done = what, 0
 
-    def advance(self, n=1):
+    def advance(self, n=1, *, size_bytes=0, refused=0):
         self.done += n
         if self.now == self.what and self.done >= self.after:
             raise KeyboardInterrupt
+
+    def skip(self, n):
+        self.done += n
 
 
 @pytest.fixture
@@ -48,17 +52,17 @@ def test_a_build_is_the_same_bytes_again_and_with_two_workers(tmp_path, toy):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("what", "after"), [("checking images", 32), ("writing shards", 20)])
-def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path, toy, what, after, workers):
+@pytest.mark.parametrize("after", [1, 20])
+def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path, toy, after, workers):
     options = WriteOptions(seed=3, samples_per_shard=10, workers=workers)
     write_shards(toy, tmp_path / "whole", options)
     out = tmp_path / "set"
     with pytest.raises(KeyboardInterrupt):
-        write_shards(toy, out, options, Interrupting(what, after))
+        write_shards(toy, out, options, Interrupting(CONVERTING, after))
     assert not out.exists()
     building = tmp_path / "set.building"
     kept = {path: path.stat().st_mtime_ns for path in building.rglob("*.tar")}
-    assert len(kept) >= (2 if what == "writing shards" else 0)
+    assert len(kept) >= (1 if after == 20 else 0) and (workers == 2 or len(kept) < 5)
     inodes = {path.relative_to(building): path.stat().st_ino for path in kept}
     write_shards(toy, out, options)
     assert content(out) == content(tmp_path / "whole")
@@ -69,7 +73,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(tmp_path, toy, what, aft
 def test_a_damaged_leftover_is_written_again(tmp_path, toy):
     write_shards(toy, tmp_path / "whole", OPTIONS)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(toy, tmp_path / "set", OPTIONS, Interrupting("writing shards", 23))
+        write_shards(toy, tmp_path / "set", OPTIONS, Interrupting(CONVERTING, 30))
     building = tmp_path / "set.building"
     tar = building / "train/000000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
@@ -77,15 +81,17 @@ def test_a_damaged_leftover_is_written_again(tmp_path, toy):
     record = building / RECORDS_NAME / "train-000002.json"
     record.write_text(record.read_text().replace('{"digest": "', '{"digest": "0'))
     (building / "train/000002.tar").write_bytes(bytes((building / "train/000002.tar").stat().st_size))
-    (building / "train/.000000.idx.1.tmp").write_bytes(b"torn")  # from a killed process
-    (building / "train/000000.tar.tmp").write_bytes(b"torn")
+    (building / "train/.000000.idx.host.1.tmp").write_bytes(b"torn")  # from a killed process
+    (building / "train/.000000.tar.host.1.tmp").write_bytes(b"torn")
+    (building / ".quarantine.jsonl.host.1.tmp").write_bytes(b"torn")
+    (building / "train/000099.tar").write_bytes(b"of a longer listing")
     write_shards(toy, tmp_path / "set", OPTIONS)
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
 def test_a_build_killed_before_it_began_is_no_obstacle(tmp_path, toy):
     (tmp_path / "set.building").mkdir()
-    (tmp_path / "set.building/..build.json.1.tmp").write_bytes(b"torn")
+    (tmp_path / "set.building/..build.json.host.1.tmp").write_bytes(b"torn")
     write_shards(toy, tmp_path / "set", OPTIONS)
     assert sorted(path.name for path in (tmp_path / "set").glob(".*")) == []
 
@@ -103,39 +109,35 @@ def test_a_finished_but_unpublished_build_is_published(tmp_path, toy, monkeypatc
     with pytest.raises(MstlError, match="cannot be moved there"):
         write_shards(toy, tmp_path / "set", OPTIONS)
     monkeypatch.undo()
-    monkeypatch.setattr("shards.writer.check_all", lambda *_, **__: pytest.fail("it was built already"))
+    monkeypatch.setattr("shards.job.read_and_check", lambda *_, **__: pytest.fail("it was built already"))
     write_shards(toy, tmp_path / "set", OPTIONS)
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
-def test_leftovers_of_another_build_are_not_mixed_in(tmp_path, toy):
+def test_shards_of_another_build_are_kept_until_force_discards_them(tmp_path, toy):
     write_shards(toy, tmp_path / "whole", OPTIONS)
+    other = WriteOptions(seed=4, samples_per_shard=5)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(
-            toy, tmp_path / "set", WriteOptions(seed=4, samples_per_shard=5), Interrupting("writing shards", 20)
-        )
-    write_shards(toy, tmp_path / "set", OPTIONS)
+        write_shards(toy, tmp_path / "set", other, Interrupting(CONVERTING, 20))
+    left = sorted((tmp_path / "set.building").rglob("*.tar"))
+    with pytest.raises(MstlError, match=r"unfinished build lies there with samples_per_shard 5, not 10, seed 4, not 3"):
+        write_shards(toy, tmp_path / "set", OPTIONS)
+    assert left and sorted((tmp_path / "set.building").rglob("*.tar")) == left
+    write_shards(toy, tmp_path / "set", OPTIONS, force=True)
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
-def test_a_source_that_changes_underneath_is_noticed(tmp_path, toy):
-    class Meddling(Interrupting):
-        def start(self, total, what):
-            if what == "writing shards":
-                path = Path(toy.items[7].blob.path)
-                path.write_bytes(path.read_bytes()[:-1] + b"\0")
-
-    with pytest.raises(MstlError, match=r"changed while the shards were written") as error:
-        write_shards(toy, tmp_path / "set", OPTIONS, Meddling("", 1e9))
-    assert Path(toy.items[7].blob.path).name in error.value.what
-    assert not (tmp_path / "set").exists()
+def test_a_build_that_finished_nothing_is_no_obstacle_to_another(tmp_path, toy):
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(toy, tmp_path / "set", WriteOptions(seed=4), Interrupting(CONVERTING, 1))
+    assert write_shards(toy, tmp_path / "set", OPTIONS).seed == 3
 
 
 def test_a_set_that_is_there_is_recognised(tmp_path, toy, monkeypatch):
     out = tmp_path / "set"
     assert find_built(toy, out, OPTIONS) is None
     manifest = write_shards(toy, out, OPTIONS)
-    monkeypatch.setattr("shards.writer.check_all", lambda *_, **__: pytest.fail("it was built already"))
+    monkeypatch.setattr("shards.job.read_and_check", lambda *_, **__: pytest.fail("it was built already"))
     assert find_built(toy, out, OPTIONS) == manifest
     assert write_shards(toy, out, WriteOptions(seed=3, samples_per_shard=10, workers=2, max_bad=0.5)) == manifest
 
@@ -151,7 +153,7 @@ def test_another_set_is_refused_and_replaced_only_by_force(tmp_path, toy):
     with pytest.raises(MstlError, match="other source files"):
         write_shards(listing_of(tmp_path / "raw", toy_images(22)), out, OPTIONS)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(toy, out, other, Interrupting("writing shards", 20), force=True)
+        write_shards(toy, out, other, Interrupting(CONVERTING, 20), force=True)
     assert content(out) == before
     write_shards(toy, out, other, force=True)
     assert load_manifest(out).seed == 4
@@ -190,7 +192,7 @@ def test_two_processes_do_not_build_the_same_set(tmp_path, toy):
 def mid_build(out, toy):
     """A build interrupted after its first shard; returns its workspace."""
     with pytest.raises(KeyboardInterrupt):
-        write_shards(toy, out, OPTIONS, Interrupting("writing shards", 10))
+        write_shards(toy, out, OPTIONS, Interrupting(CONVERTING, 20))
     return out.with_name(f"{out.name}.building")
 
 
@@ -211,28 +213,32 @@ def test_a_damaged_record_means_writing_again(tmp_path, toy, text):
 
 def test_the_digest_of_a_job_covers_what_decides_its_bytes(toy):
     item = toy.items[0]
-    entry = Entry(item=item, key="k", checked=check_blob(item.blob))
-    job = ShardJob(folder="f", split="train", number=0, first_id=0, entries=(entry,), source="toy", modality="ct",
-                   classes=("no", "yes"), resize=None, quality=90)  # fmt: skip
+    job = ShardJob(folder="f", split="train", number=0, first_id=0, entries=(("k", item),), source="toy",
+                   modality="ct", classes={0: "no", 1: "yes"}, resize=None, quality=90, decode=True, allowed=3,
+                   write=True)  # fmt: skip
     others = [
         replace(job, **change)
         for change in (
-            {"split": "val"}, {"first_id": 1}, {"source": "s"}, {"modality": "cxr"}, {"classes": ("no", "maybe")},
-            {"resize": 16}, {"quality": 91}, {"entries": (replace(entry, key="j"),)},
-            *({"entries": (replace(entry, item=replace(item, **{field: value})),)}
-              for field, value in (("label", 1), ("patient", "p"), ("origin", "o"))),
-            {"entries": (replace(entry, checked=replace(entry.checked, width=99)),)},
+            {"split": "val"}, {"number": 1}, {"first_id": 1}, {"source": "s"}, {"modality": "cxr"},
+            {"classes": {0: "no", 1: "maybe"}}, {"resize": 16}, {"quality": 91}, {"decode": False},
+            {"entries": (("j", item),)}, {"entries": ()},
+            *({"entries": (("k", replace(item, **{field: value})),)}
+              for field, value in (("label", 1), ("patient", "p"), ("origin", "o"),
+                                   ("blob", replace(item.blob, size=item.blob.size + 1)))),
         )
     ]  # fmt: skip
     assert len({job.digest(), *(other.digest() for other in others)}) == len(others) + 1
-    assert replace(job, folder="elsewhere").digest() == job.digest()
+    assert replace(job, folder="elsewhere", allowed=9, write=False).digest() == job.digest()
 
 
 def test_an_image_mended_between_two_runs_is_taken(tmp_path, toy):
     path = Path(toy.items[4].blob.path)
     good = path.read_bytes()
     path.write_bytes(bytes(len(good)))  # of the same size, so the listing is the same
-    assert mid_build(tmp_path / "set", toy).exists()
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(toy, tmp_path / "set", OPTIONS, Interrupting(CONVERTING, len(toy.items)))
+    records = (tmp_path / "set.building" / RECORDS_NAME).iterdir()
+    assert sum("it is none of" in record.read_text() for record in records) == 1
     path.write_bytes(good)
     assert write_shards(toy, tmp_path / "set", OPTIONS).refused == 0
     write_shards(toy, tmp_path / "whole", OPTIONS)
@@ -306,7 +312,7 @@ def test_a_lock_whose_folder_was_published_meanwhile_does_not_count(tmp_path, to
         (tmp_path / "set.building").rename(tmp_path / "elsewhere")
         flock(handle, how)
 
-    monkeypatch.setattr(building.fcntl, "flock", publishing_before)
+    monkeypatch.setattr(fcntl, "flock", publishing_before)
     with pytest.raises(MstlError, match="another mstl shard"):
         write_shards(toy, tmp_path / "set", OPTIONS)
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [".lock"]
@@ -316,8 +322,8 @@ def test_a_set_published_while_waiting_for_the_lock_is_kept(tmp_path, toy, monke
     out = tmp_path / "set"
     write_shards(toy, out, OPTIONS)
     inode = out.stat().st_ino
-    real, calls = writer._find_built, []
-    monkeypatch.setattr(writer, "_find_built", lambda *args: calls.append(1) or (real(*args) if calls[1:] else None))
+    real, calls = writer.find_built, []
+    monkeypatch.setattr(writer, "find_built", lambda *args: calls.append(1) or (real(*args) if calls[1:] else None))
     write_shards(toy, out, OPTIONS)
     assert out.stat().st_ino == inode and not (tmp_path / "set.building").exists()
 
@@ -328,3 +334,79 @@ def test_the_lock_may_be_read_by_others_but_not_run(tmp_path, toy):
         assert (mid_build(tmp_path / "set", toy) / ".lock").stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(umask)
+
+
+def test_an_image_written_again_since_is_read_again(tmp_path, toy):
+    """Of the same size, so that only its time tells; the shards it does not touch are kept."""
+    workspace = mid_build(tmp_path / "set", toy)
+    first = [part.name for part in read_index(workspace / "train/000000.idx")[3]]
+    path = next(Path(item.blob.path) for item in toy.items if f"{item.key}.cls" in first)
+    inode = (workspace / "train/000000.tar").stat().st_ino
+    held = (workspace / "train/000000.tar").open("rb")
+    with held:
+        os.utime(path)  # touched and not changed: nothing to do
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(toy, tmp_path / "set", OPTIONS, Interrupting(CONVERTING, 20))
+        assert (workspace / "train/000000.tar").stat().st_ino == inode
+        changed = encoded(777, "JPEG" if path.suffix == ".jpg" else "PNG")
+        changed += bytes(max(0, path.stat().st_size - len(changed)))
+        path.write_bytes(changed[: path.stat().st_size] if path.suffix == ".png" else changed)
+        listing = toy if path.stat().st_size == len(changed) else listing_again(toy, path)
+        write_shards(listing, tmp_path / "set", OPTIONS)
+        assert (tmp_path / "set/train/000000.tar").stat().st_ino != inode
+    write_shards(listing, tmp_path / "whole", OPTIONS)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+def listing_again(listing, path):
+    """The listing with the size that a file has now."""
+    items = tuple(
+        replace(item, blob=replace(item.blob, size=path.stat().st_size)) if item.blob.path == str(path) else item
+        for item in listing.items
+    )
+    return replace(listing, items=items)
+
+
+def test_an_image_more_changes_its_own_shard_alone(tmp_path, toy):
+    """Shards of an interrupted build that the new image does not touch are kept."""
+    out = tmp_path / "set"
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(toy, out, OPTIONS, Interrupting(CONVERTING, len(toy.items)))
+    kept = {path.name: path.stat().st_ino for path in (tmp_path / "set.building/train").glob("*.tar")}
+    more = listing_of(tmp_path / "raw", {**toy_images(), "test/1/zz@p9.png": encoded(500)})
+    manifest = write_shards(more, out, OPTIONS)
+    assert manifest.samples("test") == 6 and len(kept) == 3
+    assert {path.name: path.stat().st_ino for path in (out / "train").glob("*.tar")} == kept
+
+
+def test_a_set_with_more_refused_images_than_allowed_now_is_not_taken(tmp_path):
+    listing = listing_of(tmp_path / "raw", {**toy_images(), "train/0/bad.png": b"x"})
+    write_shards(listing, tmp_path / "set", OPTIONS)
+    with pytest.raises(MstlError, match="1 images were refused when it was built, 0 are allowed now"):
+        write_shards(listing, tmp_path / "set", replace(OPTIONS, max_bad=0))
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, toy, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "set")
+    with pytest.raises(MstlError, match="a file system is mounted there"):
+        write_shards(toy, tmp_path / "set", OPTIONS)
+    assert not (tmp_path / "set.building").exists()
+
+
+def test_another_version_of_an_encoder_does_not_go_on_with_a_build(tmp_path, toy, monkeypatch):
+    workspace = mid_build(tmp_path / "set", toy)
+    monkeypatch.setattr(writer.PIL, "__version__", "1.1.7")
+    with pytest.raises(MstlError, match=r"an unfinished build lies there with Pillow .*, not '1\.1\.7'"):
+        write_shards(toy, tmp_path / "set", OPTIONS)
+    assert list(workspace.rglob("*.tar"))
+    assert write_shards(toy, tmp_path / "set", OPTIONS, force=True).samples("train") == 23
+
+
+def test_an_image_gone_since_is_named_and_not_the_shard(tmp_path, toy):
+    workspace = mid_build(tmp_path / "set", toy)
+    first = {part.name for sample in read_index(workspace / "train/000000.idx") for part in sample}
+    path = next(Path(item.blob.path) for item in toy.items if f"{item.key}.cls" in first)
+    path.unlink()
+    with pytest.raises(MstlError, match=r"^image .*: it cannot be read \(No such file or directory\)"):
+        write_shards(toy, tmp_path / "set", OPTIONS)
+    assert (workspace / "train/000000.tar").exists()

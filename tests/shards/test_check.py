@@ -1,8 +1,9 @@
-"""Checking: whole images pass, anything else is refused with a reason, and an interrupted check goes on."""
+"""Checking: whole images pass, anything else is refused with a reason."""
 
+import errno
 import hashlib
 import io
-import json
+import os
 
 import numpy as np
 import pytest
@@ -10,28 +11,9 @@ from PIL import Image
 from raw_data import encoded, pixels, put, zip_of
 
 from shards import check
-from shards.check import Checked, Refused, check_all, check_blob, check_bytes
+from shards.check import Checked, Refused, check_bytes, read_and_check
 from shards.errors import MstlError
 from shards.sources import Blob
-
-
-class Counts:
-    """Progress that remembers what it was told."""
-
-    def __init__(self, stop_after=None):
-        self.said, self.stop_after = [], stop_after
-
-    def start(self, total, what):
-        self.said.append((what, total))
-
-    def advance(self, n=1):
-        self.said.append(n)
-        if self.stop_after is not None and sum(s for s in self.said if isinstance(s, int)) >= self.stop_after:
-            raise KeyboardInterrupt
-
-
-def blobs(tmp_path, images):
-    return [Blob(str(put(tmp_path / f"{i}.img", data)), len(data)) for i, data in enumerate(images)]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP"])
@@ -126,84 +108,63 @@ def test_sizes_are_those_shown(kind):
     assert (found.width, found.height) == (9, 12)
 
 
-def test_blobs_that_cannot_be_read_are_refused(tmp_path):
+def test_what_an_archive_does_not_hold_is_refused(tmp_path):
     archive = put(tmp_path / "a.zip", zip_of({"a.png": b"x"}))
-    for blob in (Blob(str(tmp_path / "gone"), 3), Blob(str(archive), 3, "b.png")):
-        found = check_blob(blob)
-        assert isinstance(found, Refused) and found.reason.startswith("it cannot be read")
+    data, found = read_and_check(Blob(str(archive), 3, "b.png"))
+    assert data == b"" and isinstance(found, Refused) and found.reason.startswith("it cannot be read")
 
 
-def test_check_all_keeps_the_order_and_counts(tmp_path):
-    images = [encoded(i) for i in range(70)]
-    images[40] = b"broken"
-    progress = Counts()
-    results = check_all(blobs(tmp_path, images), log=tmp_path / "log", max_bad=0.01, progress=progress)
-    assert [getattr(r, "sha256", None) for r in results] == [
-        None if i == 40 else hashlib.sha256(data).hexdigest() for i, data in enumerate(images)
-    ]
-    assert progress.said == [("checking images", 70), 0, 32, 32, 6]
+class Failing:
+    """A blob that the system fails to read some times."""
+
+    name, size = "scan.png", 3
+
+    def __init__(self, number, times):
+        self.number, self.times = number, times
+
+    def read(self):
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return encoded(1)
 
 
-def test_two_workers_find_the_same(tmp_path):
-    places = blobs(tmp_path, [*(encoded(i) for i in range(80)), b"broken"])
-    one = check_all(places, log=tmp_path / "one", max_bad=0.1)
-    assert check_all(places, log=tmp_path / "two", max_bad=0.1, workers=2) == one
-    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
+def test_an_image_is_not_lost_to_a_failing_disk(monkeypatch, number):
+    waited = []
+    monkeypatch.setattr(check.time, "sleep", waited.append)
+    assert isinstance(read_and_check(Failing(number, 3))[1], Checked)
+    assert waited == list(check.RETRY_SECONDS)
+    with pytest.raises(MstlError, match=rf"image scan\.png: it cannot be read \({os.strerror(number)}\)"):
+        read_and_check(Failing(number, 4))
 
 
-@pytest.mark.parametrize(("max_bad", "allowed"), [(0.0, 0), (0.01, 3), (0.1, 4)])
-def test_the_budget(tmp_path, max_bad, allowed):
-    images = [encoded(0)] * 40
-    images[:allowed] = [b"bad"] * allowed
-    results = check_all(blobs(tmp_path, images), log=tmp_path / "good.log", max_bad=max_bad)
-    assert sum(isinstance(r, Refused) for r in results) == allowed
-    images[35] = b""
-    for _ in range(2):  # the second time from the log
-        with pytest.raises(
-            MstlError, match=rf"{allowed + 1} of the first \d+ \(of 40\).*{allowed} are allowed"
-        ) as error:
-            check_all(blobs(tmp_path, images), log=tmp_path / "bad.log", max_bad=max_bad)
-    assert (".img: it is none of" if allowed else "35.img: the file is empty") in error.value.why
-    assert "--max-bad" in error.value.remedy
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_what_waiting_cannot_mend_ends_the_build_at_once(monkeypatch, number):
+    monkeypatch.setattr(check.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(MstlError, match="image scan"):
+        read_and_check(Failing(number, 1))
 
 
-def test_an_interrupted_check_goes_on_from_its_log(tmp_path, monkeypatch):
-    places = blobs(tmp_path, [encoded(i) if i != 5 else b"" for i in range(100)])
-    whole = check_all(places, log=tmp_path / "whole", max_bad=0.1)
-    log = tmp_path / "log"
-    with pytest.raises(KeyboardInterrupt):
-        check_all(places, log=log, max_bad=0.1, progress=Counts(stop_after=33))
-    lines = log.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 64
-    log.write_bytes(b"".join(lines[:50]) + lines[50][:20])  # torn by a crash
-    read = []
-    monkeypatch.setattr(check, "check_blob", lambda blob: read.append(blob) or check_bytes(blob.read()))
-    assert check_all(places, log=log, max_bad=0.1) == whole
-    assert read == [places[5], *places[50:]]  # the refused one again
-    assert log.read_bytes() == (tmp_path / "whole").read_bytes()
-    assert all(json.loads(line) for line in log.read_text().splitlines())
+@pytest.mark.parametrize("harm", ["zeros", "end", "garbled"])
+def test_a_jpeg_that_decodes_only_in_part_is_refused(harm):
+    """What Pillow takes without a word: libjpeg only warns."""
+    data = encoded(1, "JPEG", (200, 200))
+    third = len(data) // 3
+    harmed = {
+        "zeros": data[:third] + bytes(third) + data[2 * third :],
+        "end": data[: len(data) // 2] + b"\xff\xd9",
+        "garbled": data[: 2 * third] + bytes(range(1, 65)) + data[2 * third + 64 :],
+    }[harm]
+    assert isinstance(check_bytes(data), Checked)
+    found = check_bytes(harmed)
+    assert isinstance(found, Refused) and found.reason.startswith("the JPEG is damaged or truncated: ")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_refused_images_are_checked_again_and_sound_ones_are_not(tmp_path, workers):
-    places = blobs(tmp_path, [b"bad!" if i in (3, 40) else encoded(i) for i in range(50)])
-    first = check_all(places, log=tmp_path / "log", max_bad=0.1)
-    assert [i for i, r in enumerate(first) if isinstance(r, Refused)] == [3, 40]
-    mended = encoded(3)
-    places[3] = Blob(str(put(tmp_path / "3.img", mended)), len(mended))
-    put(tmp_path / "7.img", b"broken later")
-    progress = Counts()
-    second = check_all(places, log=tmp_path / "log", max_bad=0.1, progress=progress, workers=workers)
-    assert second[3].sha256 == hashlib.sha256(mended).hexdigest()
-    assert isinstance(second[40], Refused) and second[7] == first[7]
-    assert progress.said == [("checking images", 50), 48, 2]
-
-
-@pytest.mark.parametrize("line", ["5", "null", "[1]", '"reason"', '{"reason": "x", "more": 1}', '{"width": 3}'])
-def test_a_log_line_that_is_not_ours_ends_what_is_believed(tmp_path, line):
-    places = blobs(tmp_path, [encoded(i) for i in range(3)])
-    whole = check_all(places, log=tmp_path / "log", max_bad=0)
-    lines = (tmp_path / "log").read_text().splitlines()
-    (tmp_path / "log").write_text("\n".join([lines[0], line, lines[2]]) + "\n")
-    assert check_all(places, log=tmp_path / "log", max_bad=0) == whole
-    assert (tmp_path / "log").read_text().splitlines() == lines
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_without_decoding_the_header_is_believed(kind):
+    data = encoded(1, kind, (33, 17))
+    assert check_bytes(data, decode=False) == check_bytes(data)
+    cut = data[:-20]
+    assert isinstance(check_bytes(cut), Refused) and isinstance(check_bytes(cut, decode=False), Checked)
+    assert isinstance(check_bytes(b"<html>", decode=False), Refused)

@@ -99,11 +99,21 @@ def test_grey_stays_grey_and_deep_stays_deep():
     assert small.size == (20, 20) and small.mode == "I;16" and np.all(np.asarray(small) == 40000)
 
 
+@pytest.mark.parametrize(("mode", "plain"), [("RGBA", "RGB"), ("LA", "L")])
+def test_transparency_is_laid_on_black_before_resampling(mode, plain):
+    image = Image.fromarray(pixels(6, (30, 30))).convert(plain)
+    alpha = pixels(7, (30, 30), 1)
+    colours = np.asarray(image).astype(float)
+    on_black = colours * (alpha if mode == "LA" else alpha[..., None]) / 255
+    image.putalpha(Image.fromarray(alpha))
+    found = opened(store(saved(image, "PNG"), 20)[1])
+    wanted = reference(Image.fromarray(on_black.round().astype(np.uint8)), (20, 20))
+    assert found.mode == plain and np.abs(np.asarray(found).astype(int) - wanted).max() <= 2
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK"])
 def test_other_modes_are_made_plain_before_resampling(mode):
-    image = Image.fromarray(pixels(6, (30, 30))).convert(mode)
-    if mode in ("RGBA", "LA"):
-        image.putalpha(Image.fromarray(pixels(7, (30, 30), 1)))
+    image = Image.fromarray(pixels(6, (30, 30))).convert(mode)  # all opaque
     data = saved(image, "JPEG" if mode == "CMYK" else "PNG")
     plain = opened(data).convert("L" if mode in ("LA", "1") else "RGB")
     _, stored = store(data, 20, lossy=False)

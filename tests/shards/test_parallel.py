@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import MstlError
-from shards.parallel import ordered_map
+from shards.parallel import count, ordered_map
+from shards.tally import Counts
 
 
 def _work(job):
@@ -53,6 +54,58 @@ def test_few_jobs_are_taken_ahead_and_closing_ends_the_workers(tmp_path, workers
     assert len(pids) >= 1 and (workers > 1 or pids == [os.getpid()])
     for pid in pids:
         assert pid == os.getpid() or not Path(f"/proc/{pid}").exists()
+
+
+class Seen:
+    """Progress that adds up what it is shown."""
+
+    def __init__(self):
+        self.totals = [0, 0, 0, 0]
+
+    def start(self, total, what):
+        raise AssertionError("the caller starts it")
+
+    def advance(self, n=1, *, size_bytes=0, refused=0):
+        for at, value in enumerate((n, size_bytes, refused)):
+            self.totals[at] += value
+
+    def skip(self, n):
+        self.totals[3] += n
+
+
+def _counting(job):
+    for _ in range(3):
+        count(Counts(images=2, size_bytes=10 * job, refused=job % 2))
+    count(Counts(skipped=5))
+    return job
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_jobs_count_is_shown(workers):
+    seen = Seen()
+    assert list(ordered_map(_counting, range(10), workers=workers, progress=seen)) == list(range(10))
+    assert seen.totals == [60, 30 * 45, 15, 50]
+    _counting(1)  # outside of a map nobody is told
+    assert seen.totals[0] == 60
+
+
+def _endless(job):
+    path = Path(job) / str(os.getpid())
+    path.touch()
+    while True:
+        count(Counts(images=1))
+        time.sleep(0.01)
+
+
+def test_jobs_that_nobody_waits_for_end_at_their_next_count(tmp_path):
+    class Impatient(Seen):
+        def advance(self, n=1, *, size_bytes=0, refused=0):
+            if len(list(tmp_path.iterdir())) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered_map(_endless, [str(tmp_path)] * 2, workers=2, progress=Impatient()))
+    assert not any(Path(f"/proc/{path.name}").exists() for path in tmp_path.iterdir())
 
 
 SCRIPT = """

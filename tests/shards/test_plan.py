@@ -77,6 +77,13 @@ def test_order_is_deterministic_and_positional(plan: Plan) -> None:
         assert plan.order(1).tolist() == [i % plan.samples for i in range(plan.used)]
 
 
+@given(plan=plans(), data=st.data())
+def test_any_part_of_an_order_is_that_part(plan: Plan, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, plan.used))
+    stop = data.draw(st.integers(start, plan.used))
+    assert plan.part(1, start, stop).tolist() == plan.order(1)[start:stop].tolist()
+
+
 def make(**changes: object) -> Plan:
     values = {"samples": 1000, "world": 2, "batch": 10, "epochs": 2, "seed": 0, "shuffle": True, "remainder": "keep"}
     return Plan(**{**values, **changes})
@@ -86,6 +93,25 @@ def test_epochs_and_seeds_differ() -> None:
     orders = [make().order(0), make().order(1), make(seed=1).order(0)]
     for one, other in pairwise([*orders, orders[0]]):
         assert np.mean(one == other) < 0.02
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 32, 100])
+@pytest.mark.parametrize("world", [1, 64])
+def test_orders_of_consecutive_epochs_are_unrelated(chunk: int, world: int) -> None:
+    """Spearman's correlation of places, of two epochs and of an epoch and the tars: 0 to five standard deviations.
+
+    Chunks move as one, so its deviation is that of so many chunks, 1/√(chunks - 1).
+    """
+    samples = 32_000
+    plan = make(samples=samples, world=world, batch=640, epochs=6, chunk=chunk)
+    places = np.stack([np.argsort(plan.order(epoch)) for epoch in range(6)])
+    bound = 5 / np.sqrt(samples / chunk - 1)
+    for one, other in pairwise([np.arange(samples), *places]):
+        assert abs(np.corrcoef(one, other)[0, 1]) < bound
+    assert np.corrcoef(places[0], np.roll(places[0], chunk))[0, 1] < bound  # neighbours in the tars come far apart
+    if chunk > 1:
+        within = places % chunk  # inside the chunks too
+        assert all(abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(samples) for one, other in pairwise(within))
 
 
 def test_shuffle_is_uniform() -> None:
@@ -111,8 +137,25 @@ def test_a_short_last_chunk_loses_nothing() -> None:
     assert sorted(plan.order(0).tolist()) == list(range(70))
 
 
+def test_a_short_last_chunk_may_stand_anywhere() -> None:
+    places = set()
+    for epoch in range(30):
+        order = make(samples=70, chunk=32, world=1, batch=1).order(epoch)
+        assert sorted(order.tolist()) == list(range(70))
+        places.add(int(np.flatnonzero(order >= 64)[0]))
+        assert set(order[min(np.flatnonzero(order >= 64)) :][:6].tolist()) == set(range(64, 70))
+    assert places == {0, 32, 64}
+
+
+def test_a_billion_samples_are_planned_without_laying_them_out() -> None:
+    plan = make(samples=10**9, world=1024, batch=65_536, chunk=1000)
+    some = [plan.rank_step(rank, 1, step) for rank, step in ((0, 0), (1023, 0), (5, plan.steps_per_epoch - 1))]
+    together = np.concatenate(some)
+    assert len(np.unique(together)) == len(together) and together.max() < 10**9
+
+
 def test_default_chunk() -> None:
-    assert [default_chunk(n) for n in (1, 65536, 65537)] == [1, 1, 32]
+    assert [default_chunk(n) for n in (1, 65536, 65537)] == [1, 1, 40]
 
 
 def test_order_cannot_be_changed_by_its_readers() -> None:

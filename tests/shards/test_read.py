@@ -8,7 +8,7 @@ from raw_data import listing_of, toy_images
 from shards.check import check_bytes
 from shards.errors import MstlError
 from shards.index import format_index, read_index
-from shards.read import Record, read_image, read_records
+from shards.read import Record, iter_images, read_image, read_records
 from shards.writer import WriteOptions, write_shards
 
 
@@ -35,9 +35,20 @@ def test_records_and_images_are_those_of_the_source(folder, listing):
         assert record == Record(
             sample_id=record.sample_id, key=item.key, split=item.split, label=item.label,
             class_name=("no", "yes")[item.label], patient=item.patient, source="toy", origin=item.origin,
-            sha256=hashlib.sha256(image).hexdigest(), width=checked.width, height=checked.height,
+            sha256=hashlib.sha256(image).hexdigest(), stored_sha256=hashlib.sha256(image).hexdigest(),
+            width=checked.width, height=checked.height, mode=checked.mode, format=checked.format,
         )  # fmt: skip
     assert not source
+
+
+def test_images_come_with_their_records_and_each_index_is_read_once(folder, listing, monkeypatch):
+    read = []
+    monkeypatch.setattr("shards.read.read_index", lambda path: read.append(path.name) or read_index(path))
+    found = list(iter_images(folder, "train"))
+    assert read == ["000000.idx", "000001.idx", "000002.idx"]
+    assert [record for record, _ in found] == read_records(folder, "train")
+    source = {item.origin: item.blob.read() for item in listing.items}
+    assert [image for _, image in found] == [source[record.origin] for record, _ in found]
 
 
 @pytest.mark.parametrize("sample_id", [-1, 35])

@@ -1,16 +1,21 @@
 """Sources: raw layouts are listed as they are, and a wrong one is refused with what was expected."""
 
+import os
 import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from raw_data import encoded, listing_of, put, tar_of, zip_of
+from raw_data import encoded, listing_of, put, zip_of
 
 from shards.errors import MstlError
+from shards.sample import MARK_NAME
 from shards.sources import SOURCES, Blob, read_source
+from shards.sources.dicom_frame import DicomFrame
 from shards.sources.listing import make_listing
+from shards.sources.nifti_slice import NiftiSlice
+from shards.sources.slices import WINDOWS
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -36,6 +41,7 @@ def test_blobs_that_cannot_be_read_in_full_raise_oserror(tmp_path):
     whole = put(tmp_path / "whole.zip", good)
     for blob in (
         Blob(str(put(tmp_path / "short.png", data[:-1])), len(data)),
+        Blob(str(put(tmp_path / "grown.png", data + b"x")), len(data)),
         Blob(str(put(tmp_path / "short.tar", data[:-1])), len(data), "a", 0),
         Blob(str(archive), len(data), "a.png"),
         Blob(str(whole), len(data), "b.png"),
@@ -46,88 +52,36 @@ def test_blobs_that_cannot_be_read_in_full_raise_oserror(tmp_path):
             blob.read()
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_every_damaged_byte_of_a_zip_member_raises_oserror_or_is_harmless(tmp_path, compression):
+    data = b"some text that packs well, " * 9
+    good = zip_of({"\u00e4.png": data}, compression)
+    for at in range(good.index(b"PK\1\2")):  # the member itself: its header, name and data
+        path = put(tmp_path / f"{at}.zip", good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        try:
+            assert Blob(str(path), len(data), "\u00e4.png").read() == data
+        except OSError:
+            continue
+
+
+def test_what_is_larger_than_any_image_is_not_read(tmp_path):
+    path = put(tmp_path / "bomb.zip", zip_of({"a.png": b"x"}))
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(2**30 + 1)
+    for blob in (
+        Blob(str(path), 2**30 + 1, "a.png"),
+        Blob(str(tmp_path / "sparse.png"), 2**30 + 1),
+        Blob(str(tmp_path / "sparse.png"), 2**30 + 1, "a.png", 0),
+    ):
+        with pytest.raises(OSError, match="it has 1,073,741,825 bytes, no image should"):
+            blob.read()
+
+
 def test_a_replaced_zip_is_opened_anew(tmp_path):
     path = put(tmp_path / "a.zip", zip_of({"a": b"old"}))
     assert Blob(str(path), 3, "a").read() == b"old"
     path.write_bytes(zip_of({"first": b"some more", "a": b"new"}))
     assert Blob(str(path), 3, "a").read() == b"new"
-
-
-# ImageNet
-
-WNIDS = {"n02": {"n02_1.JPEG": 1, "n02_2.JPEG": 2}, "n01": {"n01_1.JPEG": 3}, "n03": {"n03_9.JPEG": 4}}
-
-
-def imagenet(root, *, as_tar):
-    files = {w: {name: encoded(seed, "JPEG") for name, seed in part.items()} for w, part in WNIDS.items()}
-    if as_tar:
-        inner = {f"{w}.tar": tar_of(part) for w, part in files.items()}
-        put(root / "ILSVRC2012_img_train.tar", tar_of(inner))
-    else:
-        for w, part in files.items():
-            for name, data in part.items():
-                put(root / "train" / w / name, data)
-    put(root / "val/n02/ILSVRC2012_val_1.JPEG", encoded(9, "JPEG"))
-    put(root / "val/n02/.DS_Store", b"x")
-    return root
-
-
-def test_imagenet_reads_tar_of_tars_in_place_and_class_folders_alike(tmp_path):
-    listings = [read_source("imagenet", imagenet(tmp_path / str(i), as_tar=bool(i))) for i in range(2)]
-    for listing in listings:
-        assert listing.classes == ("n01", "n02", "n03")
-        assert listing.modality == "natural" and not listing.carve_val
-        found = {(item.key, item.split, item.label): item.blob.read() for item in listing.items}
-        assert found == {
-            ("n01_1", "train", 0): encoded(3, "JPEG"),
-            ("n02_1", "train", 1): encoded(1, "JPEG"),
-            ("n02_2", "train", 1): encoded(2, "JPEG"),
-            ("n03_9", "train", 2): encoded(4, "JPEG"),
-            ("ILSVRC2012_val_1", "val", 1): encoded(9, "JPEG"),
-        }
-    assert "ILSVRC2012_img_train.tar/n01.tar/n01_1.JPEG" in {item.origin for item in listings[1].items}
-
-
-def test_imagenet_without_val_says_so(tmp_path):
-    put(tmp_path / "train/n01/a.JPEG", encoded(1))
-    listing = read_source("imagenet", tmp_path)
-    assert [item.split for item in listing.items] == ["train"]
-    assert "no val/" in listing.notes[0]
-
-
-def test_imagenet_class_tar_without_end_blocks_does_not_run_into_the_next(tmp_path):
-    image = encoded(1)
-    inner = tar_of({"n01_1.JPEG": image})
-    bare = inner[: 512 + -(-len(image) // 512) * 512]
-    put(tmp_path / "ILSVRC2012_img_train.tar", tar_of({"n01.tar": bare, "n02.tar": tar_of({"n02_1.JPEG": image})}))
-    listing = read_source("imagenet", tmp_path)
-    assert [(item.key, item.label) for item in listing.items] == [("n01_1", 0), ("n02_1", 1)]
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"val/n01/a.JPEG": b"x"}, "neither ILSVRC2012_img_train.tar nor train/"),
-        ({"train/n01/a.JPEG": b"x", "val/n07/a.JPEG": b"x"}, "1 of 1 are not in train: n07"),
-        ({"train/n01/a.JPEG": b"x", "val/a.JPEG": b"x"}, r"without class folders.*val/<wnid>"),
-        ({"train/n01/a.JPEG": b"x", "ILSVRC2012_img_val.tar": b"x"}, r"without their classes.*val/<wnid>"),
-        ({"train/n01/readme.txt": b"x"}, "no training images"),
-        ({"ILSVRC2012_img_train.tar": b"x" * 2000}, "not a whole uncompressed tar"),
-    ],
-)
-def test_imagenet_refuses(tmp_path, files, message):
-    for name, data in files.items():
-        put(tmp_path / name, data)
-    with pytest.raises(MstlError, match=message):
-        read_source("imagenet", tmp_path)
-
-
-def test_imagenet_refuses_a_truncated_tar(tmp_path):
-    imagenet(tmp_path, as_tar=True)
-    tar = tmp_path / "ILSVRC2012_img_train.tar"
-    tar.write_bytes(tar.read_bytes()[:-14000])
-    with pytest.raises(MstlError, match="not a whole uncompressed tar"):
-        read_source("imagenet", tmp_path)
 
 
 # Folder
@@ -187,13 +141,12 @@ def test_missing_and_empty_roots_show_the_layout(tmp_path, name):
 
 def test_digest_sees_content_and_not_order(tmp_path):
     listing = listing_of(tmp_path, {f"train/{i % 2}/{i}.png": b"x" * (i + 1) for i in range(5)})
-    assert replace(listing, items=listing.items[::-1]).digest() == listing.digest()
+    assert replace(listing, items=listing.items[::-1]).digest == listing.digest
     for change in ({"label": 1}, {"split": "val"}, {"patient": "p"}, {"key": "k"}, {"blob": Blob("x", 99)}):
         assert (
-            replace(listing, items=(replace(listing.items[0], **change), *listing.items[1:])).digest()
-            != listing.digest()
+            replace(listing, items=(replace(listing.items[0], **change), *listing.items[1:])).digest != listing.digest
         )
-    assert replace(listing, classes=("yes", "no")).digest() != listing.digest()
+    assert replace(listing, classes=("yes", "no")).digest != listing.digest
 
 
 def test_patients_in_more_than_one_split_are_told(tmp_path):
@@ -212,7 +165,71 @@ def test_patients_in_more_than_one_split_are_told(tmp_path):
     assert made.notes == ()
 
 
+def listing_with(tmp_path, images, **changes):
+    items = listing_of(tmp_path, images).items
+    return make_listing(
+        source="s", root=tmp_path, layout="", modality="ct", classes=("no", "yes"), items=items, **changes
+    )
+
+
+def test_counts_that_are_not_the_published_ones_are_mismatches(tmp_path):
+    images = {f"train/{i % 2}/{i}.png": b"x" for i in range(4)} | {"val/0/v.png": b"x"}
+    made = listing_with(tmp_path, images, expected={"train": 4, "val": 1500, "test": 7})
+    assert made.mismatches == (
+        "val has 1 images, the published split has 1,500", "test has 0 images, the published split has 7"
+    )  # fmt: skip
+    assert made.notes == ()
+    assert listing_with(tmp_path, images, expected={"train": 4, "val": 1}).mismatches == ()
+
+
+def test_an_absent_split_is_told_once_and_strictly_where_it_was_expected(tmp_path):
+    images = {f"train/{i}/{i}.png": b"x" for i in range(2)}
+    absent = {"test": "there is no list", "train": "no word of this, for there are images"}
+    told = "there is no list, so the shard set gets no test split"
+    made = listing_with(tmp_path, images, absent=absent)
+    assert (made.notes, made.mismatches) == ((told,), ())
+    made = listing_with(tmp_path, images, absent=absent, expected={"train": 2, "test": 7})
+    assert (made.notes, made.mismatches) == ((), (f"{told}; the published one has 7 images",))
+    put(tmp_path / MARK_NAME, b"")  # generated data: no published counts apply
+    made = listing_with(tmp_path, images, absent=absent, expected={"train": 2, "test": 7})
+    assert (made.source, made.notes, made.mismatches) == ("s (sample)", (told,), ())
+
+
 def test_a_folder_without_val_says_how_to_keep_patients_apart(tmp_path):
     put(tmp_path / "cat/a.png", encoded(1))
     [note] = read_source("folder", tmp_path).notes
     assert "no val part" in note and "make train/ and val/ folders" in note and "patient by patient" in note
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [({"patient": "p\0q"}, "patient"), ({"origin": "train/0/a\nb.png"}, "path")]
+)
+def test_unprintable_names_are_refused_whatever_the_source(tmp_path, change, what):
+    [item] = listing_of(tmp_path, {"train/0/a.png": b"x"}).items
+    made = {"source": "s", "root": tmp_path, "layout": "", "modality": "ct"}
+    with pytest.raises(MstlError, match=f"its {what} ") as refused:
+        make_listing(**made, classes=("no",), items=[replace(item, **change)])
+    assert str(refused.value).isprintable()
+    with pytest.raises(MstlError, match="its class "):
+        make_listing(**made, classes=("n\x1bo",), items=[item])
+    undecodable = replace(item, origin="train/0/\udcff.png")  # a file name of bytes that are not UTF-8
+    assert make_listing(**made, classes=("no",), items=[undecodable]).items == (undecodable,)
+
+
+def test_a_stamp_changes_when_the_file_is_written_again_and_is_in_no_digest(tmp_path):
+    listing = listing_of(tmp_path, {"train/0/a.png": b"x"})
+    archive = put(tmp_path / "a.zip", zip_of({"a.png": b"x"}))
+    for blob, path in (
+        (listing.items[0].blob, tmp_path / "train/0/a.png"), (Blob(str(archive), 1, "a.png"), archive),
+        (DicomFrame(str(archive), 0, 1, "ct", None, 8), archive),
+        (NiftiSlice(str(archive), 0, 1, WINDOWS["lung"], 8), archive),
+    ):  # fmt: skip
+        digest = replace(listing).digest
+        os.utime(path, ns=(5, 1_234_567_890_123_456_789))
+        assert blob.stamp() == 1_234_567_890_123_456_789
+        os.utime(path, ns=(5, 1_234_567_890_123_456_790))
+        assert blob.stamp() == 1_234_567_890_123_456_790
+        assert replace(listing).digest == digest
+    archive.unlink()
+    with pytest.raises(FileNotFoundError):
+        blob.stamp()

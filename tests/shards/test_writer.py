@@ -1,15 +1,18 @@
 """Shard sets: the right samples in tars any reader understands, bad images left out."""
 
 import hashlib
+import io
 import json
 import os
 import struct
-from collections import Counter
+import zlib
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 from raw_data import content, encoded, listing_of, members, toy_images
 from wds2idx import IndexCreator
 
@@ -41,19 +44,17 @@ def key_order(folder, split):
 def test_every_sample_is_there_once_with_its_components(tmp_path, toy):
     manifest = write_shards(toy, tmp_path / "set", OPTIONS)
     assert manifest == load_manifest(tmp_path / "set")
+    assert list(load_manifest(tmp_path / "set").splits) == ["train", "val", "test"]
     assert [(name, [s.samples for s in shards]) for name, shards in manifest.splits.items()] == [
-        ("test", [5]), ("train", [10, 10, 3]), ("val", [7])
+        ("train", [10, 10, 3]), ("val", [7]), ("test", [5])
     ]  # fmt: skip
-    assert {name: manifest.class_counts(name) for name in manifest.splits} == {
-        "train": [12, 11], "val": [4, 3], "test": [3, 2]
-    }  # fmt: skip
+    assert manifest.class_counts == {"train": (12, 11), "val": (4, 3), "test": (3, 2)}
     source = {item.origin: item for item in toy.items}
     expected_id, seen = 0, set()
     for split in ("train", "val", "test"):
         for shard in manifest.shards(split):
             assert shard.first_id == expected_id
             found = members(tmp_path / "set" / shard.path)
-            counts = Counter()
             for start in range(0, len(found), 4):
                 image, cls, about, ids = (data for _, data in found[start : start + 4])
                 facts = json.loads(about)
@@ -65,7 +66,9 @@ def test_every_sample_is_there_once_with_its_components(tmp_path, toy):
                 assert image == item.blob.read()
                 assert cls == str(item.label).encode()
                 assert ids == struct.pack("<qq", expected_id, item.label)
+                assert zlib.crc32(about[: about.index(b',"~crc32"')]) == facts.pop("~crc32")
                 assert facts == {
+                    "mode": checked.mode, "format": checked.format, "stored_sha256": checked.sha256,
                     "class_name": ("no", "yes")[item.label], "label": item.label, "patient": item.patient,
                     "source": "toy", "origin": item.origin, "sha256": hashlib.sha256(image).hexdigest(),
                     "split": split, "width": checked.width, "height": checked.height, "modality": "ct",
@@ -73,13 +76,12 @@ def test_every_sample_is_there_once_with_its_components(tmp_path, toy):
                 }  # fmt: skip
                 assert item.split == split
                 seen.add(item.origin)
-                counts[item.label] += 1
                 expected_id += 1
-            assert shard.class_counts == (counts[0], counts[1])
     assert seen == set(source) and expected_id == len(source)
     assert (manifest.source, manifest.modality, manifest.classes, manifest.refused) == ("toy", "ct", ("no", "yes"), 0)
     assert manifest.seed == 3 and manifest.options == OPTIONS.recorded(toy)
-    assert set(manifest.options) == {"listing_digest", "samples_per_shard", "resize", "quality", "val_fraction"}
+    named = {"listing_digest", "rendering", "samples_per_shard", "resize", "quality", "val_fraction", "decode"}
+    assert set(manifest.options) == named
 
 
 def test_the_folder_holds_what_the_manifest_says_and_no_more(tmp_path, toy):
@@ -134,7 +136,7 @@ def test_samples_are_shuffled_by_the_seed_alone(tmp_path):
     assert 12 < moved < 28  # a uniform shuffle of 60 moves a sample by 20 on average
 
 
-def test_bad_images_are_quarantined_and_ids_stay_dense(tmp_path):
+def test_bad_images_are_quarantined_and_leave_a_gap_in_the_ids(tmp_path):
     images = toy_images()
     bad = {"val/1/page@p1.png": b"<html>", "train/0/cut@p1.jpg": encoded(1, "JPEG")[:-40], "train/1/void@p1.png": b""}
     listing = listing_of(tmp_path / "raw", {**bad, **images})
@@ -147,12 +149,32 @@ def test_bad_images_are_quarantined_and_ids_stay_dense(tmp_path):
     assert manifest.refused == 3 and manifest.samples("train") == 23 and manifest.samples("val") == 7
     write_shards(listing_of(tmp_path / "raw", images), tmp_path / "clean", OPTIONS)
     assert key_order(tmp_path / "set", "train") == key_order(tmp_path / "clean", "train")
+    assert [shard.first_id for shard in manifest.shards("train")] == [0, 10, 20]
+    assert [shard.first_id for shard in manifest.shards("val")] == [25]
+    for shard in manifest.shards("train"):
+        ids = [struct.unpack("<2q", d)[0] for m, d in members(tmp_path / "set" / shard.path) if m.name.endswith(".i64")]
+        assert ids == list(range(shard.first_id, shard.first_id + shard.samples))
+
+
+def test_a_shard_of_refused_images_alone_is_left_out(tmp_path):
+    listing = listing_of(tmp_path / "raw", {**toy_images(12, 0, 0), "val/0/page.png": b"<html>"})
+    manifest = write_shards(listing, tmp_path / "set", OPTIONS)
+    assert list(manifest.splits) == ["train"] and manifest.refused == 1
+    assert not (tmp_path / "set/val").exists()
+
+
+def test_equal_bytes_are_counted(tmp_path):
+    images = toy_images(12, 4, 0)
+    first, *_, last = images
+    images[first] = images[last]
+    images["train/1/again.png"] = images[last]
+    assert write_shards(listing_of(tmp_path / "raw", images), tmp_path / "set", OPTIONS).duplicates == 2
 
 
 def test_too_many_bad_images_fail_and_a_larger_budget_goes_on(tmp_path):
     bad = {f"train/0/bad{i}.png": b"x" for i in range(4)}
     listing = listing_of(tmp_path / "raw", {**toy_images(), **bad})
-    with pytest.raises(MstlError, match=r"4 of the first 39 .* were refused, 3 are allowed"):
+    with pytest.raises(MstlError, match=r"at least 4 were refused, 3 are allowed; train/0/bad"):
         write_shards(listing, tmp_path / "set", OPTIONS)
     assert not (tmp_path / "set").exists()
     manifest = write_shards(listing, tmp_path / "set", WriteOptions(seed=3, samples_per_shard=10, max_bad=0.2))
@@ -176,6 +198,7 @@ def test_resizing_keeps_the_facts_of_the_source(tmp_path):
     about = json.loads(found["big.json"])
     assert (about["width"], about["height"]) == (60, 40)
     assert about["sha256"] == hashlib.sha256(images["train/0/big.jpg"]).hexdigest()
+    assert about["stored_sha256"] == hashlib.sha256(found["big.jpg"]).hexdigest() != about["sha256"]
     assert manifest.options["resize"] == 20 and manifest.options["quality"] == 70
 
 
@@ -214,10 +237,20 @@ def test_options_out_of_range_are_refused(values):
 def test_real_covid19_ct(tmp_path):
     listing = read_source("covid19-ct", Path(REAL) / "covid19-ct")
     manifest = write_shards(listing, tmp_path / "set", WriteOptions(workers=2, resize=64))
-    assert (manifest.class_counts("train"), manifest.class_counts("val")) == ([234, 191], [58, 60])
+    assert manifest.class_counts == {"train": (234, 191), "val": (58, 60)}
     assert manifest.refused == 0 and set(manifest.splits) == {"train", "val"}
     found = members(tmp_path / "set" / manifest.shards("val")[0].path)
     assert len(found) == 4 * 118
     assert all(
         min(check_bytes(data).width, check_bytes(data).height) <= 64 for m, data in found if m.name[-3:] == "png"
     )
+
+
+@pytest.mark.parametrize("resize", [None, 16])
+def test_images_of_16_bits_are_counted(tmp_path, resize):
+    deep = Image.fromarray(np.arange(60000, 60000 + 24 * 24, dtype=np.uint16).reshape(24, 24))
+    out = io.BytesIO()
+    deep.save(out, "PNG")
+    listing = listing_of(tmp_path / "raw", {**toy_images(6, 2, 0), "train/0/deep.png": out.getvalue()})
+    manifest = write_shards(listing, tmp_path / "set", WriteOptions(samples_per_shard=2, resize=resize))
+    assert manifest.deep == load_manifest(tmp_path / "set").deep == 1
