@@ -1,7 +1,8 @@
-"""Augmentation as DALI nodes: each takes and gives a graph edge, runs on CPU and GPU, and draws per image.
+"""From the decoded image to the network's input: crops, movements, colours and flips of a recipe, drawn per image.
 
-Images are HWC uint8 RGB until `normalise`. An augmentation of probability p is folded into its numbers (a factor of
-1 where the coin says no), so that a graph has no branches and a whole batch goes through one kernel.
+Images are HWC with values 0 … 255 until `normalise`: uint8, or float where 16 bits were read. Every node has a CPU and
+a GPU kernel. An augmentation of probability p is folded into its numbers (a factor of 1 where the coin says no), so
+that a graph has no branches and a whole batch goes through one kernel.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Sequence
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
+from pipelines import colour
 from pipelines.recipe import Inputs
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Width to height of a crop of random area, drawn evenly in its logarithm (torchvision's RandomResizedCrop)."""
 
 
 def coin(probability: float) -> DataNode:
-    """1 with this probability, else 0: a CPU int32 scalar per image."""
-    return fn.random.coin_flip(probability=probability)
+    """1 with this probability, else 0: a CPU float scalar per image."""
+    return fn.cast(fn.random.coin_flip(probability=probability), dtype=types.FLOAT)
 
 
 def spread(largest: float, shape: Sequence[int] = ()) -> DataNode:
@@ -29,30 +34,36 @@ def resize_square(image: DataNode, side: int) -> DataNode:
     return fn.resize(image, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
 
 
+def resized_crop(image: DataNode, resize: int, side: int, *, x: DataNode | float, y: DataNode | float) -> DataNode:
+    """`square_crop` of `resize_square`, without making the rest of it: to a value of 1 the same pixels."""
+    share = side / resize
+    corner = fn.stack((1 - share) * y, (1 - share) * x)
+    return fn.resize(
+        image,
+        size=[side, side],
+        roi_start=corner,
+        roi_end=corner + share,
+        roi_relative=True,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+
+
 def area_crop(image: DataNode, side: int, area_min: float, area_max: float) -> DataNode:
     """A random part of the image (share of its area, sides' ratio 3/4 … 4/3) as a square of `side` pixels."""
     return fn.random_resized_crop(
         image,
         size=[side, side],
         random_area=(area_min, area_max),
-        random_aspect_ratio=(3 / 4, 4 / 3),
+        random_aspect_ratio=ASPECT_RATIOS,
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
 
 
-def jitter(image: DataNode, *, brightness: DataNode, contrast: DataNode) -> DataNode:
-    """brightness · (128 + contrast · (x - 128)), rounded and kept within 0 … 255; the factors are scalars per image."""
-    return fn.brightness_contrast(image, brightness=brightness, contrast=contrast, contrast_center=128.0)
-
-
-def grayscale(image: DataNode, chosen: DataNode) -> DataNode:
-    """The luminance in all three channels where `chosen` is 1, the image itself where it is 0.
-
-    Written out, since DALI's saturation rounds the channels apart by one, even of images without colour.
-    """
-    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    return fn.cast(image * (1 - chosen) + grey * chosen, dtype=types.UINT8)
+def square_crop(image: DataNode, side: int, *, x: DataNode | float, y: DataNode | float) -> DataNode:
+    """A square of `side` pixels, its corner at these fractions of the room there is for it."""
+    return fn.crop(image, crop=(side, side), crop_pos_x=x, crop_pos_y=y)
 
 
 def shift_and_rotate(image: DataNode, side: int, *, shift: DataNode, degrees: DataNode) -> DataNode:
@@ -65,28 +76,16 @@ def shift_and_rotate(image: DataNode, side: int, *, shift: DataNode, degrees: Da
     return fn.warp_affine(image, matrix=matrix, inverse_map=False, fill_value=0.0, interp_type=types.INTERP_LINEAR)
 
 
-def scale_intensity(image: DataNode, factor: DataNode) -> DataNode:
-    """All values times a factor, rounded and kept within 0 … 255."""
-    return fn.brightness_contrast(image, brightness=factor)
+def normalise(image: DataNode, inputs: Inputs, *, mirror: DataNode | int = 0) -> DataNode:
+    """Optional flip, then (x/255 - mean)/std of an image of image_size: [image_size, image_size, 3] float.
 
-
-def normalise(
-    image: DataNode,
-    inputs: Inputs,
-    *,
-    crop_x: DataNode | float = 0.5,
-    crop_y: DataNode | float = 0.5,
-    mirror: DataNode | int = 0,
-) -> DataNode:
-    """Crop of image_size at a fractional position, optional flip, (x/255 - mean)/std: float HWC.
-
-    HWC is kept so that the batch, seen as BCHW, is channels_last without a copy.
+    Grey becomes three channels here and not before. HWC is kept so that the batch, seen as BCHW, is channels_last
+    without a copy.
     """
+    if inputs.is_grey:
+        image = fn.cat(image, image, image, axis=2) if inputs.bits == 16 else colour.three_channels(image)
     return fn.crop_mirror_normalize(
         image,
-        crop=(inputs.image_size, inputs.image_size),
-        crop_pos_x=crop_x,
-        crop_pos_y=crop_y,
         mirror=mirror,
         mean=[255 * m for m in inputs.mean],
         std=[255 * s for s in inputs.std],
@@ -96,53 +95,100 @@ def normalise(
 
 
 def view(image: DataNode, resized: DataNode | None, inputs: Inputs) -> DataNode:
-    """One augmented view of the decoded `image`; `resized` is its square resize, shared by views that crop it."""
-    if inputs.crop == "area":
-        x = area_crop(image, inputs.image_size, inputs.area_min, inputs.area_max)
+    """One augmented view of the decoded `image`; `resized` is its square resize where several views share that.
+
+    image: where the recipe decodes its crop alone, that crop.
+    """
+    if inputs.decodes_crop:
+        cut = _move(resize_square(image, inputs.image_size), inputs)
+    elif inputs.crop == "area":
+        cut = _move(area_crop(image, inputs.image_size, inputs.area_min, inputs.area_max), inputs)
+    elif resized is None and not inputs.moves:
+        x, y = _corner(inputs)
+        cut = resized_crop(image, inputs.resize, inputs.image_size, x=x, y=y)
     else:
-        assert resized is not None, "this crop needs the resized image"
-        x = resized
-    x = _move(x, inputs)
-    x = _recolour(x, inputs, inputs.grayscale)
-    if inputs.crop == "random":
-        slack = inputs.resize - inputs.image_size
-        return normalise(x, inputs, crop_x=_place(slack), crop_y=_place(slack), mirror=_flip(inputs.flip))
-    return normalise(x, inputs, mirror=_flip(inputs.flip))
+        cut = _crop(_move(resize_square(image, inputs.resize) if resized is None else resized, inputs), inputs)
+    return _finish(cut, inputs, flip=inputs.flip)
 
 
 def region_view(region: DataNode, inputs: Inputs) -> DataNode:
-    """One region, already image_size square, with its own randomness; never grey-scaled, flipped only if asked."""
-    x = _recolour(region, inputs, 0.0) if inputs.region_jitter else region
-    return normalise(x, inputs, mirror=_flip(inputs.flip if inputs.region_flip else 0.0))
+    """One region, `resize` pixels square, with its own randomness: as a view, but flipped only if asked."""
+    return _finish(_crop(region, inputs), inputs, flip=inputs.flip if inputs.region_flip else 0.0)
 
 
-def _place(slack: int) -> DataNode | float:
+def _crop(resized: DataNode, inputs: Inputs) -> DataNode:
+    """The recipe's crop of an image of `resize` pixels square."""
+    x, y = _corner(inputs)
+    return square_crop(resized, inputs.image_size, x=x, y=y)
+
+
+def _corner(inputs: Inputs) -> tuple[DataNode | float, DataNode | float]:
+    """Where the recipe's crop begins, as fractions of the room there is for it; always at a whole pixel."""
+    slack = inputs.resize - inputs.image_size
+    if not slack:
+        return 0.0, 0.0
+    if inputs.crop == "centre":
+        middle = round(slack / 2) / slack  # as torchvision rounds
+        return middle, middle
+    return _place(slack), _place(slack)
+
+
+def _place(slack: int) -> DataNode:
     """Fractional position of a crop that may start at 0 … slack pixels, each equally often.
 
     Drawn from the whole pixels: of a continuous draw, rounded, the two ends would come half as often.
     """
-    return fn.random.uniform(values=[pixel / slack for pixel in range(slack + 1)]) if slack else 0.0
-
-
-def _flip(probability: float) -> DataNode | int:
-    return fn.random.coin_flip(probability=probability) if probability else 0
+    return fn.random.uniform(values=[pixel / slack for pixel in range(slack + 1)])
 
 
 def _move(x: DataNode, inputs: Inputs) -> DataNode:
-    """Translation, rotation and intensity of the recipe, each tossed for on its own."""
+    """Translation and rotation of the recipe, each tossed for on its own."""
+    if not inputs.moves:
+        return x
     side = inputs.image_size if inputs.crop == "area" else inputs.resize
-    if inputs.geometry and (inputs.translation or inputs.rotation):
-        shift = coin(inputs.geometry) * spread(inputs.translation, shape=[2])
-        x = shift_and_rotate(x, side, shift=shift, degrees=coin(inputs.geometry) * spread(inputs.rotation))
+    shift = coin(inputs.geometry) * spread(inputs.translation, shape=[2])
+    return shift_and_rotate(x, side, shift=shift, degrees=coin(inputs.geometry) * spread(inputs.rotation))
+
+
+def _finish(x: DataNode, inputs: Inputs, *, flip: float) -> DataNode:
+    """All that keeps pixels in their place, in the recipe's order, then the flip and `normalise`."""
     if inputs.geometry and inputs.intensity:
-        x = scale_intensity(x, 1.0 + coin(inputs.geometry) * spread(inputs.intensity))
+        x = _brightness(x, 1.0 + coin(inputs.geometry) * spread(inputs.intensity), inputs)
+    x = _jitter(_grayscale(x, inputs), inputs) if inputs.grayscale_first else _grayscale(_jitter(x, inputs), inputs)
+    return normalise(_blur(x, inputs), inputs, mirror=fn.random.coin_flip(probability=flip) if flip else 0)
+
+
+def _jitter(x: DataNode, inputs: Inputs) -> DataNode:
+    if not inputs.jitter:
+        return x
+    tossed = coin(inputs.jitter)
+    if inputs.brightness:
+        x = _brightness(x, 1.0 + tossed * spread(inputs.brightness), inputs)
+    if inputs.contrast:
+        x = colour.contrast(x, 1.0 + tossed * spread(inputs.contrast), grey=inputs.is_grey)
+        x = colour.bounded(x) if inputs.bits == 16 else x
+    if inputs.saturation and not inputs.is_grey:
+        x = colour.saturation(x, 1.0 + tossed * spread(inputs.saturation))
+    if inputs.hue and not inputs.is_grey:
+        x = colour.hue(x, tossed * spread(inputs.hue))
     return x
 
 
-def _recolour(x: DataNode, inputs: Inputs, grey: float) -> DataNode:
-    """Jitter of the recipe, then grayscale with probability `grey`."""
-    if inputs.jitter and (inputs.brightness or inputs.contrast):
-        tossed = coin(inputs.jitter)
-        brightness = 1.0 + tossed * spread(inputs.brightness)
-        x = jitter(x, brightness=brightness, contrast=1.0 + tossed * spread(inputs.contrast))
-    return grayscale(x, coin(grey)) if grey else x
+def _brightness(x: DataNode, factor: DataNode, inputs: Inputs) -> DataNode:
+    x = colour.brightness(x, factor)
+    return colour.bounded(x) if inputs.bits == 16 else x
+
+
+def _grayscale(x: DataNode, inputs: Inputs) -> DataNode:
+    return colour.grayscale(x, coin(inputs.grayscale)) if inputs.grayscale and not inputs.is_grey else x
+
+
+def _blur(x: DataNode, inputs: Inputs) -> DataNode:
+    if not inputs.blur:
+        return x
+    tossed = coin(inputs.blur)
+    drawn = fn.random.uniform(range=(inputs.blur_sigma_min, inputs.blur_sigma_max))
+    sigma = tossed * drawn + (1.0 - tossed) * colour.NO_BLUR_SIGMA
+    # Half of the window either side of a pixel, as SimCLR counts it.
+    window = 2 * int(inputs.blur_window * inputs.image_size / 2) + 1 if inputs.blur_window else None
+    return colour.blur(x, sigma, largest_window=window)

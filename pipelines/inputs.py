@@ -8,7 +8,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
-from pipelines import augment, lobes
+from pipelines import augment, colour, lobes
 from pipelines.recipe import Inputs
 
 READER = "shards"
@@ -32,22 +32,51 @@ def read(tars: Sequence[str], indexes: Sequence[str]) -> tuple[DataNode, DataNod
     return encoded, named
 
 
-def decode(encoded: DataNode, device: str) -> DataNode:
-    """HWC uint8 RGB whatever was stored: grey is repeated to three channels, an alpha channel dropped."""
-    return fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB)
+def decode(encoded: DataNode, inputs: Inputs, device: str) -> DataNode:
+    """The image as the recipe works on it, or its random crop alone: HWC, RGB or one grey channel, values 0 … 255.
+
+    uint8, whatever was stored: grey is repeated to RGB, colour becomes luminance, an alpha channel is dropped, 16 bits
+    are scaled to 8. Float where the recipe keeps 16 bits; 8 bits are spread over the same range, so both may be mixed.
+    """
+    placed = "mixed" if device == "gpu" else "cpu"
+    kind = types.GRAY if inputs.is_grey else types.RGB
+    # Left to itself the decoder gives 8 bits of 16, unasked.
+    dtype = types.UINT16 if inputs.bits == 16 else types.UINT8
+    if inputs.decodes_crop:
+        image = fn.decoders.image_random_crop(
+            encoded,
+            device=placed,
+            output_type=kind,
+            dtype=dtype,
+            random_area=(inputs.area_min, inputs.area_max),
+            random_aspect_ratio=augment.ASPECT_RATIOS,
+        )
+    else:
+        image = fn.decoders.image(encoded, device=placed, output_type=kind, dtype=dtype)
+    return fn.cast(image, dtype=types.FLOAT) * (255 / 65535) if inputs.bits == 16 else image
+
+
+def luminance(image: DataNode, inputs: Inputs) -> DataNode:
+    """The decoded image, or the square made of it, as uint8 of one channel."""
+    if not inputs.is_grey:
+        return colour.luminance(image)
+    return fn.cast(image, dtype=types.UINT8) if inputs.bits == 16 else image
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _graph(inputs: Inputs, tars: Sequence[str], indexes: Sequence[str], device: str) -> tuple[DataNode, ...]:
     encoded, named = read(tars, indexes)
-    image = decode(encoded, device)
-    resized = None if inputs.crop == "area" else augment.resize_square(image, inputs.resize)
+    image = decode(encoded, inputs, device)
     names = inputs.view_names[:2] if inputs.has_regions else inputs.view_names
+    shared = inputs.crop != "area" and len(names) > 1
+    resized = augment.resize_square(image, inputs.resize) if shared else None
     views = [augment.view(image, resized, inputs) for _ in names]
     if not inputs.has_regions:
         return (*views, named)
-    box, fallback = lobes.locate(image, device)
-    cut = [augment.region_view(region, inputs) for region in lobes.regions(image, box, inputs.image_size)]
+    # The square that the views are cut from is cheaper to look at than the image; too small a one shows too little.
+    seen = image if resized is None or inputs.resize < lobes.SIDE else resized
+    box, fallback = lobes.locate_in_grey(luminance(seen, inputs), device)
+    cut = [augment.region_view(region, inputs) for region in lobes.regions(image, box, inputs.resize)]
     return (*views, *cut, named, fn.cat(box, fallback))
 
 

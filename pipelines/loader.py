@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -20,14 +19,20 @@ from pipelines.batch import Batch
 from pipelines.inputs import build_pipeline
 from pipelines.order import open_split
 from pipelines.recipe import Inputs
-from pipelines.unreadable import explain
+from pipelines.state import STATE_VERSION, check_state, identify, order_digest
+from pipelines.steps import Steps
+from pipelines.unreadable import Unreadable, changed_shard, find_unreadable, too_many, unreachable_store
 from shards.errors import MstlError
 from shards.plan import Plan, Positions, Remainder, default_chunk
 from shards.schema import load_manifest
 
-WINDOW_SAMPLES = 20_000
-"""Samples of one rank that one pipeline is built for, in whole epochs: small splits are not rebuilt every epoch."""
-STATE_VERSION = 1
+WINDOW_PAIRS = 8_000
+"""About how many (tar, index) pairs one pipeline is built for: epochs of a small split, a part of one of a large split.
+
+DALI maps a file for each and fails beyond half of vm.max_map_count (65,530 by default), all pipelines of a process
+together.
+"""
+_AHEAD = 4  # steps that DALI may have begun when it fails
 
 
 class Loader:
@@ -36,8 +41,12 @@ class Loader:
     One iteration gives the rest of the current epoch and then moves on to the next. Position and augmentation
     are part of `state_dict`; the same seed gives the same batches, for any number of threads.
 
-    inputs: the recipe. shards: folder of the shard set. batch: global, over all `world` ranks. epochs: how many can
-    be iterated. device: "cpu" or "gpu" (`device_id` is then the local GPU). remainder: see `shards.plan.Plan`.
+    inputs: the recipe. shards: folder of the shard set. tars: s3:// URL of the same set where DALI is to read the tars
+    there (credentials and endpoint from the AWS variables; the folder then needs manifest and indexes only). batch:
+    global, over all `world` ranks. epochs: how many can be iterated. device: "cpu" or "gpu" (`device_id` is then the
+    local GPU). remainder: see `shards.plan.Plan`. dtype: of the views. max_bad: fraction of the split that this rank
+    may skip as unreadable; such an image gives its place in the batch to another of the same batch, and stands in
+    `unreadable`. `wait_seconds`: time spent waiting for batches so far.
     Raises MstlError for a shard set, split or batch that does not fit.
     """
 
@@ -55,6 +64,9 @@ class Loader:
         seed: int,
         shuffle: bool,
         remainder: Remainder,
+        tars: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        max_bad: float = 0.0,
         threads: int = 2,
         device_id: int = 0,
     ) -> None:
@@ -65,19 +77,25 @@ class Loader:
         self.epoch = 0
         self.step = 0
         self.wait_seconds = 0.0
+        self.unreadable: list[Unreadable] = []
         samples = self.manifest.samples(split)
         self.plan = Plan(
             samples=samples, world=world, batch=batch, epochs=epochs, seed=seed,
             shuffle=shuffle, remainder=remainder, chunk=default_chunk(samples),
         )  # fmt: skip
-        self._split = open_split(shards, self.manifest, split)
-        self._name = f"{shards} ({split})"
+        self._split = open_split(shards, self.manifest, split, tars)
+        self._name = f"{tars or shards} ({split})"
         self._rank = rank
         self._device = device
         self._device_id = device_id
         self._threads = threads
-        self._identity = self._identify(split)
-        self._window = range(0)  # epochs that the pipeline at hand covers
+        self._dtype = dtype
+        self._allowed = int(max_bad * samples)
+        self._steps = Steps(self.plan, rank)
+        self._identity = identify(
+            self.plan, rank, shard_set=self.manifest.digest(), split=split, device=device, inputs=inputs
+        )
+        self._window = range(0)  # steps, counted through all epochs, that the pipeline at hand covers
         self._pipeline: Pipeline | None = None
         self._restored: str | None = None  # DALI's checkpoint to build the pipeline from
 
@@ -101,33 +119,32 @@ class Loader:
         self._enter_window()
         return {
             "version": STATE_VERSION,
-            "identity": {**self._identity, "order": self._order_digest(self.epoch)},
+            "identity": {**self._identity, "order": order_digest(self.plan, self.epoch)},
             "epoch": self.epoch,
             "step": self.step,
             "window": [self._window.start, self._window.stop],
+            "unreadable": sorted(self._steps.unreadable),
             "dali": self._restored if self._pipeline is None else _text(self._pipeline.checkpoint()),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; raises MstlError naming what differs if it belongs to other batches."""
-        if state.get("version") != STATE_VERSION:
-            raise MstlError(
-                f"loader state for {self._name}",
-                why=f"it has version {state.get('version')!r}, this program reads {STATE_VERSION}",
-                remedy="Resume with the version of MSTL that wrote it",
-            )
-        own = {**self._identity, "order": self._order_digest(state["epoch"])}
-        differing = [name for name, value in own.items() if state["identity"].get(name) != value]
-        if differing:
-            raise MstlError(
-                f"loader state for {self._name}",
-                why="it was saved with other " + "; ".join(_difference(n, state["identity"], own) for n in differing),
-                remedy="Resume with the same settings and data, or start the stage anew",
-            )
+    def load_state_dict(self, state: dict[str, Any], *, other_world: bool = False) -> bool:
+        """Continue where `state` was taken; raises MstlError naming what differs if it belongs to other batches.
+
+        other_world: the state may be of another number of ranks (of any one of them: the position is the same). What
+        is left of its epoch is then shared anew, each sample once, with new augmentation. Returns whether it was so.
+        """
+        own = {**self._identity, "order": order_digest(self.plan, state.get("epoch", 0))}
+        restriped = check_state(self._name, state, own, other_world=other_world)
         self.close()
         self.epoch, self.step = state["epoch"], state["step"]
-        self._window = range(*state["window"])
-        self._restored = state["dali"]
+        self._steps.unreadable = set(state["unreadable"])
+        if restriped:
+            if self.step >= len(self):  # the last partial step is shorter, or there is none
+                self.epoch, self.step = self.epoch + 1, 0
+            self._open_window()
+        else:
+            self._window, self._restored = range(*state["window"]), state["dali"]
+        return restriped
 
     def close(self) -> None:
         """Free DALI's threads and memory. Within an epoch, load a state before using the Loader again."""
@@ -135,41 +152,31 @@ class Loader:
         self._restored = None
         self._window = range(0)
 
-    def _identify(self, split: str) -> dict[str, Any]:
-        """What batches depend on, by name; the number of epochs is not among it, so training can be prolonged."""
-        plan = self.plan
-        return {
-            "shard set": self.manifest.digest(),
-            "split": split,
-            "world size": plan.world,
-            "rank": self._rank,
-            "batch size": plan.batch,
-            "seed": plan.seed,
-            "shuffle": plan.shuffle,
-            "remainder": plan.remainder,
-            "chunk": plan.chunk,
-            "device": self._device,
-            **{f"inputs.{name}": value for name, value in self.inputs.to_dict().items()},
-        }
-
-    def _order_digest(self, epoch: int) -> str:
-        """Digest of an epoch's order: numpy does not promise equal permutations over its versions."""
-        return hashlib.sha256(self.plan.order(epoch).tobytes()).hexdigest()
+    @property
+    def _place(self) -> int:
+        """The next step, counted through all epochs."""
+        return self.epoch * len(self) + self.step
 
     def _enter_window(self) -> None:
-        """Let the window cover the current epoch; a new window starts a new pipeline."""
-        if self.epoch in self._window:
+        """Let the window cover the next step; a new window starts a new pipeline."""
+        # Behind an epoch's last step the epoch is not over yet, and there is nothing to read.
+        if self._place in self._window or (self.step == len(self) and self._place == self._window.stop):
             return
-        if self.step:
+        if self.step and self._place != self._window.stop:
             raise RuntimeError(f"the Loader of {self._name} was closed or failed within an epoch; load a state first")
-        epochs = max(1, WINDOW_SAMPLES // (self.plan.rank_batch * len(self)))
-        self._window = range(self.epoch, min(self.epoch + epochs, max(self.plan.epochs, self.epoch + 1)))
+        self._open_window()
+
+    def _open_window(self) -> None:
+        """A window from the next step on; no longer than the training that is asked for."""
+        samples = WINDOW_PAIRS * max(1, (self.plan.chunk or 1) // 2)  # a chunk may lie in two tars
+        stop = self._place + max(1, samples // self.plan.rank_batch)
+        self._window = range(self._place, min(stop, max(self.plan.epochs, self.epoch + 1) * len(self)))
         self._pipeline = None
         self._restored = None
 
     def _build(self) -> Pipeline:
         """The pipeline of the window, at the restored position if there is one, else at its start."""
-        positions = np.concatenate([self.plan.filled(self._rank, epoch) for epoch in self._window])
+        positions = self._steps.reader_order(self._window.start, self._window.stop)
         # DALI reads the indexes when it builds; they need not outlive that.
         with tempfile.TemporaryDirectory(prefix="mstl-order-") as folder:
             tars, indexes = self._split.write(positions, Path(folder))
@@ -181,44 +188,55 @@ class Loader:
                 threads=self._threads,
                 device=self._device,
                 device_id=self._device_id,
-                seed=_pipeline_seed(self.plan.seed, self._rank, self._window.start),
+                seed=_pipeline_seed(self.plan.seed, self._rank, *divmod(self._window.start, len(self))),
                 checkpoint=None if self._restored is None else base64.b64decode(self._restored),
             )
             try:
                 pipeline.build()
             except RuntimeError as error:
-                raise self._unopened(error) from error
+                raise unreachable_store(error, self._split) or changed_shard(self._split) or error from error
         return pipeline
-
-    def _unopened(self, error: RuntimeError) -> Exception:
-        """A shard that vanished since the set was opened is named; any other fault of the graph stays itself."""
-        gone = [str(shard.tar) for shard in self._split.shards if not Path(shard.tar).is_file()]
-        if not gone:
-            return error
-        return MstlError(
-            f"shard {gone[0]}",
-            why="it is gone since this job began",
-            remedy="Bring it back and run the same command again",
-        )
 
     def _next(self) -> Batch:
         started = time.perf_counter()
         self._enter_window()
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        expected = self.plan.rank_step(self._rank, self.epoch, self.step)
-        try:
-            outputs = self._pipeline.run()
-        except RuntimeError as error:
-            self.close()
-            raise explain(error, self._split, expected, device=self._device, device_id=self._device_id) from error
+        while True:
+            if self._pipeline is None:
+                self._pipeline = self._build()
+            try:
+                outputs = self._pipeline.run()
+                break
+            except RuntimeError as error:
+                self._skip_unreadable(error)
+        expected = self._steps.at(self.epoch, self.step)
         tensors = [from_dlpack(output.as_tensor())[: len(expected)] for output in outputs]
+        batch = self._batch(tensors, expected)
         self.wait_seconds += time.perf_counter() - started
-        return self._batch(tensors, expected)
+        return batch
+
+    def _skip_unreadable(self, error: RuntimeError) -> None:
+        """Note the images that made DALI fail and begin a window at this very step; raises what cannot be skipped."""
+        self._pipeline = None
+        ahead = range(self._place, min(self._place + _AHEAD, self._window.stop))
+        positions = np.concatenate([self._steps.at(*divmod(place, len(self))) for place in ahead])
+        try:
+            found = find_unreadable(
+                error, self._split, np.unique(positions), device=self._device, device_id=self._device_id
+            )
+            if len(self._steps.unreadable) + len(found) > self._allowed:
+                raise too_many([*self.unreadable, *found], self._allowed, self._name) from error
+        except (MstlError, RuntimeError):
+            self.close()
+            raise
+        self.unreadable += found
+        self._steps.unreadable.update(one.position for one in found)
+        self._open_window()
 
     def _batch(self, tensors: list[Tensor], expected: Positions) -> Batch:
         names = self.inputs.view_names
-        views = {name: x.permute(0, 3, 1, 2) for name, x in zip(names, tensors, strict=False)}
+        views = {
+            name: x.permute(0, 3, 1, 2).to(self._dtype) for name, x in zip(names, tensors, strict=False)
+        }  # a change of type keeps the layout, channels_last
         named, *located = tensors[len(names) :]
         if not np.array_equal(named[:, 0].numpy(), self._split.ids(expected)):
             raise MstlError(
@@ -228,19 +246,19 @@ class Loader:
             )
         device = next(iter(views.values())).device
         named = named.to(device, non_blocking=True)
-        boxes = located[0][:, :4] if located else None
-        return Batch(views=views, labels=named[:, 1], sample_ids=named[:, 0], boxes=boxes)
+        return Batch(
+            views=views,
+            labels=named[:, 1],
+            sample_ids=named[:, 0],
+            boxes=located[0][:, :4] if located else None,
+            located=located[0][:, 4] == 0 if located else None,
+        )
 
 
 def _text(checkpoint: bytes) -> str:
     return base64.b64encode(checkpoint).decode()
 
 
-def _pipeline_seed(seed: int, rank: int, epoch: int) -> int:
-    """A seed of DALI's range for the window that starts at this epoch; well mixed, so that ranks are unrelated."""
-    return int(np.random.SeedSequence([seed, rank, epoch]).generate_state(1)[0] >> 1)
-
-
-def _difference(name: str, saved: dict[str, Any], own: dict[str, Any]) -> str:
-    before, now = (json.dumps(values.get(name)) for values in (saved, own))
-    return f"{name} (then {before}, now {now})"
+def _pipeline_seed(seed: int, rank: int, epoch: int, step: int) -> int:
+    """A seed of DALI's range for the window that starts here; well mixed, so that ranks are unrelated."""
+    return int(np.random.SeedSequence([seed, rank, epoch, step]).generate_state(1)[0] >> 1)

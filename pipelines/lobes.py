@@ -1,24 +1,26 @@
 """The paper's Generator inside the DALI graph: locate the lungs, crop five regions, resize (paper §5.3, eq. 4).
 
 The paper marks a boundary pixel where a 3×3 window holds more than one value. On grey values that marks nearly every
-pixel, so the image is quantised first (ours): air against tissue, and of the air only what lies inside the body. No
-connected components are needed, hence every node has a GPU kernel. Works on a thumbnail of the un-augmented image.
+pixel, so lung is told from the rest first (ours): body.py finds the body and the levels of grey, lungs.py the lung in
+it. Everything has a GPU kernel and works on thumbnails of the un-augmented image.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
-from numpy.typing import NDArray
-from nvidia.dali import fn, math, types
+from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
+from pipelines import body, lungs
+from pipelines import thumbnail as t
 from pipelines.recipe import REGION_NAMES
 
-SIDE = 96
-"""Side of the thumbnail in pixels (ours)."""
-THRESHOLD_ROUNDS = 3
-LEAST_AREA = 0.02
-"""Share of the thumbnail below which the lungs count as not found (ours)."""
+Rule = Literal["inner", "literal"]
+
+SIDE = 128
+"""Side in pixels of the thumbnail that everything is seen on."""
 
 TEMPLATE: dict[str, tuple[float, float, float, float]] = {
     "ru": (0.25, 1 / 6, 0.5, 1 / 3),
@@ -32,13 +34,59 @@ numbers are not printed. Radiological view: the patient's right is on the left o
 assert tuple(TEMPLATE) == REGION_NAMES
 
 
-def locate(image: DataNode, device: str) -> tuple[DataNode, DataNode]:
+def locate(image: DataNode, device: str, *, rule: Rule = "inner") -> tuple[DataNode, DataNode]:
     """Lung box of an RGB image: [4] float (x0, y0, x1, y1) as fractions of the image, and [1] float fallback.
 
-    fallback is 1 where no lungs were found; the box is then the whole image.
+    fallback is 1 where no lungs were found or what was found cannot be a chest's; the box is then the whole image.
+    rule: "literal" is the extent of the paper's boundary map, whose pixels lie on both sides of the border, so that the
+    box is a thumbnail pixel too wide on every side; "inner" is the extent of the lung itself, placed by grey values.
+    Overlap with the boxes of real masks (53 slices, median and 5th percentile): inner .980 and .930, literal .936
+    and .879.
     """
-    found = lung_air(thumbnail(image), device)
-    return bounding_box(boundary_map(found), device)
+    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
+    return locate_in_grey(grey, device, rule=rule)
+
+
+def locate_in_grey(grey: DataNode, device: str, *, rule: Rule = "inner") -> tuple[DataNode, DataNode]:
+    """`locate` for an HWC uint8 image of one channel."""
+    small = t.resized(grey, SIDE)  # the one look at the full image
+    found = body.find_body(t.as_plane(t.resized(small, body.SIDE)), device)
+    x = t.inverted_where(t.as_plane(body_image(small, found.window)), found.inverted)
+    lung = lungs.lung_mask(x, found, device)
+    inner = rule == "inner"
+    edge = lungs.border_mask(x, lung, found) if inner else boundary_map(lung)
+    box = t.extent(edge, lungs.SIDE, lungs.EDGE_PIXELS if inner else 1, device) / float(lungs.SIDE)
+    plausible = lungs.is_plausible(box, lung, device)
+    corner = fn.cat(found.window[:2], found.window[:2])
+    size = fn.cat(found.window[2:], found.window[2:]) - corner
+    whole = t.constant(np.array([0, 0, 1, 1], np.float32), device)
+    return t.chosen(plausible, corner + box * size, whole), fn.stack(1.0 - plausible)
+
+
+def body_image(small: DataNode, window: DataNode) -> DataNode:
+    """The window of the grey HWC thumbnail as a square of lungs.SIDE pixels.
+
+    The window comes to the CPU for this, as the box does in `regions`.
+    """
+    corner = window.cpu()
+    return fn.resize(
+        small,
+        size=[lungs.SIDE, lungs.SIDE],
+        roi_start=fn.stack(corner[1], corner[0]),
+        roi_end=fn.stack(corner[3], corner[2]),
+        roi_relative=True,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+
+
+def boundary_map(q: DataNode) -> DataNode:
+    """0/1: the 3×3 window around a pixel holds more than one value (paper §5.3); q: small whole numbers.
+
+    By the variance of the window, which is 0 only for equal values: 9 Σq² - (Σq)² ≥ 8 otherwise.
+    """
+    sums = t.window_sum(q, 3, 3, border="clamp")
+    return t.as_mask(9.0 * t.window_sum(q * q, 3, 3, border="clamp") - sums * sums > 0.5)
 
 
 def regions(image: DataNode, box: DataNode, side: int) -> list[DataNode]:
@@ -63,108 +111,3 @@ def regions(image: DataNode, box: DataNode, side: int) -> list[DataNode]:
             )
         )
     return cut
-
-
-def thumbnail(image: DataNode) -> DataNode:
-    """[SIDE, SIDE] float grey values 0 … 255 of an RGB image, whatever its aspect ratio."""
-    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    small = fn.resize(grey, size=[SIDE, SIDE], interp_type=types.INTERP_LINEAR, antialias=True)
-    return fn.squeeze(fn.cast(small, dtype=types.FLOAT), axes=[2])
-
-
-def lung_air(x: DataNode, device: str) -> DataNode:
-    """[SIDE, SIDE] 0/1: dark pixels inside the body.
-
-    A soft-tissue window shows lungs and fat dark alike, then nothing inside the body is found at first: the dark
-    class is split once more.
-    """
-    first = _threshold(x)
-    air = _inside(x, first, device)
-    missed = fn.cast(fn.reductions.sum(air) < LEAST_AREA * SIDE * SIDE, dtype=types.FLOAT)
-    return (1.0 - missed) * air + missed * _inside(x, _threshold(math.min(x, first)), device)
-
-
-def boundary_map(q: DataNode) -> DataNode:
-    """0/1: the 3×3 window around a pixel holds more than one value (paper §5.3); q: small whole numbers.
-
-    By the variance of the window, which is 0 only for equal values: 9 Σq² - (Σq)² ≥ 8 otherwise.
-    """
-    total = _window_sum(q, border="clamp")
-    return fn.cast(9.0 * _window_sum(q * q, border="clamp") - total * total > 0.5, dtype=types.FLOAT)
-
-
-def bounding_box(edge: DataNode, device: str) -> tuple[DataNode, DataNode]:
-    """Extent of the rows and columns that hold any boundary: box [4] and fallback [1], see `locate`.
-
-    Specks cannot widen it: what `lung_air` finds is at least three pixels wide and high.
-    """
-    x0, x1, columns = _extent(fn.reductions.sum(edge, axes=[0]), device)
-    y0, y1, rows = _extent(fn.reductions.sum(edge, axes=[1]), device)
-    found = columns * rows
-    whole = _constant(np.array([0, 0, 1, 1], np.float32), device)
-    box = fn.stack(x0, y0, x1, y1)
-    return found * box + (1.0 - found) * whole, fn.stack(1.0 - found)
-
-
-def _constant(values: NDArray[np.float32], device: str) -> DataNode:
-    return types.Constant(np.ascontiguousarray(values), device=device)
-
-
-def _window_sum(x: DataNode, border: str) -> DataNode:
-    """3×3 sums; beyond the border values are repeated ("clamp") or 0 ("constant")."""
-    ones = types.Constant(np.ones((3, 3), np.float32), device="cpu")
-    if border == "constant":
-        return fn.filter(x, ones, np.float32(0), border="constant", dtype=types.FLOAT)
-    return fn.filter(x, ones, border=border, dtype=types.FLOAT)
-
-
-def _opened(mask: DataNode) -> DataNode:
-    """3×3 opening: drops what is thinner than three pixels."""
-    eroded = fn.cast(_window_sum(mask, "constant") > 8.5, dtype=types.FLOAT)
-    return fn.cast(_window_sum(eroded, "constant") > 0.5, dtype=types.FLOAT)
-
-
-def _threshold(x: DataNode) -> DataNode:
-    """Two-class threshold by iterated means (Ridler and Calvard 1978): starts at the mean, a fixed number of rounds."""
-    pixels = float(SIDE * SIDE)
-    total = fn.reductions.sum(x)
-    level = total / pixels
-    for _ in range(THRESHOLD_ROUNDS):
-        bright = fn.cast(x > level, dtype=types.FLOAT)
-        count = fn.reductions.sum(bright)
-        bright_total = fn.reductions.sum(bright * x)
-        dark_mean = (total - bright_total) / (pixels - count + 1e-6)
-        level = 0.5 * (bright_total / (count + 1e-6) + dark_mean)
-    return level
-
-
-def _inside(x: DataNode, level: DataNode, device: str) -> DataNode:
-    """Pixels darker than `level` strictly between the first and last tissue of both their row and their column.
-
-    Tissue is opened before it counts (the table, frames and lettering are thin), and so is the result.
-    """
-    dark = fn.cast(x < level, dtype=types.FLOAT)
-    tissue = _opened(1.0 - dark)
-    ramp = np.arange(SIDE, dtype=np.float32)
-    columns = types.Constant(np.ascontiguousarray(np.broadcast_to(ramp, (SIDE, SIDE))), device=device, layout="HW")
-    rows = types.Constant(
-        np.ascontiguousarray(np.broadcast_to(ramp[:, None], (SIDE, SIDE))), device=device, layout="HW"
-    )
-    seen = _between(columns, tissue, axis=1) & _between(rows, tissue, axis=0)
-    return _opened(dark * fn.cast(seen, dtype=types.FLOAT))
-
-
-def _between(ramp: DataNode, tissue: DataNode, axis: int) -> DataNode:
-    """Where `ramp` is strictly between the first and last place of tissue along an axis; nowhere without tissue."""
-    first = fn.reductions.min(ramp * tissue + float(SIDE) * (1.0 - tissue), axes=[axis], keep_dims=True)
-    last = fn.reductions.max(ramp * tissue - (1.0 - tissue), axes=[axis], keep_dims=True)
-    return (ramp > first) & (ramp < last)
-
-
-def _extent(projection: DataNode, device: str) -> tuple[DataNode, DataNode, DataNode]:
-    """First and last filled bin of a projection as fractions, and 1 if there is any (else 0, fractions meaningless)."""
-    ramp = _constant(np.arange(SIDE, dtype=np.float32), device)
-    filled = fn.cast(projection > 0.5, dtype=types.FLOAT)
-    first = fn.reductions.min(ramp * filled + float(SIDE) * (1.0 - filled))
-    last = fn.reductions.max((ramp + 1.0) * filled)
-    return first / float(SIDE), last / float(SIDE), fn.reductions.max(filled)

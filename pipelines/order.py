@@ -23,7 +23,8 @@ from shards.schema import Manifest, Shard
 class IndexedShard:
     """A tar with the text of its index; line i is `text[ends[i]:ends[i + 1]]`, the header coming before ends[0]."""
 
-    tar: Path
+    tar: str  # path, or the s3:// URL that DALI reads it from
+    size_bytes: int  # of the tar
     text: bytes
     ends: NDArray[np.int64]
 
@@ -63,29 +64,30 @@ class SplitOrder:
             shard = self.shards[numbers[run[0]]]
             index = folder / f"{i:07d}.idx"
             index.write_bytes(_header(len(run)) + shard.lines(within[run]))
-            tars.append(str(shard.tar))
+            tars.append(shard.tar)
             indexes.append(str(index))
         return tars, indexes
 
 
-def open_split(folder: Path, manifest: Manifest, split: str) -> SplitOrder:
+def open_split(folder: Path, manifest: Manifest, split: str, tars: str | None = None) -> SplitOrder:
     """Read the indexes of a split; raises MstlError where a shard is missing or is not what the manifest says.
 
     Indexes are checked in full, tars by size: reading all of them here would double the reading of an epoch.
+    tars: URL of the set for DALI to read tars from; they are then not looked at here (see shards.cache).
     """
     shards = manifest.shards(split)
     sizes = [shard.samples for shard in shards]
     return SplitOrder(
-        shards=tuple(_open_shard(folder, shard) for shard in shards),
+        shards=tuple(_open_shard(folder, shard, tars) for shard in shards),
         starts=np.cumsum([0, *sizes[:-1]], dtype=np.int64),
         first_ids=np.array([shard.first_id for shard in shards], dtype=np.int64),
     )
 
 
-def _open_shard(folder: Path, shard: Shard) -> IndexedShard:
-    tar = folder / shard.path
+def _open_shard(folder: Path, shard: Shard, tars: str | None) -> IndexedShard:
+    tar = str(folder / shard.path) if tars is None else f"{tars}/{shard.path}"
     try:
-        found = tar.stat().st_size
+        found = shard.bytes if tars is not None else Path(tar).stat().st_size
         text = (folder / shard.index).read_bytes()
     except OSError as error:
         raise _damaged(f"shard {tar}", f"it or its index cannot be read ({error.strerror})") from error
@@ -97,7 +99,7 @@ def _open_shard(folder: Path, shard: Shard) -> IndexedShard:
         matches and text.startswith(_header(shard.samples)) and len(ends) == shard.samples + 1 and ends[-1] == len(text)
     ):
         raise _damaged(f"index {folder / shard.index}", "it is not the one the manifest describes")
-    return IndexedShard(tar=tar, text=text, ends=ends)
+    return IndexedShard(tar=tar, size_bytes=shard.bytes, text=text, ends=ends)
 
 
 def _header(samples: int) -> bytes:

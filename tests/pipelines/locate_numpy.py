@@ -1,16 +1,16 @@
-"""The lobe locator again in plain numpy, written from the paper's rule and the module's words, not from its graph."""
+"""The lobe locator again in plain numpy, written from the modules' words, not from their graph."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-SIDE = 96
+BODY, LUNGS = 64, 96
 
 
-def window_values(mask: np.ndarray, mode: str) -> np.ndarray:
-    """[H, W, 9] the 3×3 window of each pixel; mode as in numpy.pad."""
-    return sliding_window_view(np.pad(mask, 1, mode=mode), (3, 3)).reshape(*mask.shape, 9)
+def windows(mask: np.ndarray, side: int) -> np.ndarray:
+    """[H, W, side²] the window of each pixel; nothing beyond the border."""
+    return sliding_window_view(np.pad(mask, side // 2), (side, side)).reshape(*mask.shape, side * side)
 
 
 def boundary(quantised: np.ndarray) -> np.ndarray:
@@ -24,40 +24,136 @@ def boundary(quantised: np.ndarray) -> np.ndarray:
     return out
 
 
+def eroded(mask: np.ndarray) -> np.ndarray:
+    return windows(mask, 3).all(-1)
+
+
+def dilated(mask: np.ndarray, side: int = 3) -> np.ndarray:
+    return windows(mask, side).any(-1)
+
+
 def opened(mask: np.ndarray) -> np.ndarray:
-    eroded = window_values(mask, "constant").all(-1)
-    return window_values(eroded, "constant").any(-1)
+    return dilated(eroded(mask))
 
 
-def two_class_threshold(x: np.ndarray) -> float:
-    level = x.mean()
-    for _ in range(3):
-        bright = x > level
-        means = [x[part].mean() if part.any() else 0.0 for part in (bright, ~bright)]
-        level = (means[0] + means[1]) / 2
-    return float(level)
+def mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else 0.0
 
 
-def inside(x: np.ndarray, level: float) -> np.ndarray:
-    dark = x < level
+def two_class_level(values: np.ndarray) -> float:
+    level = mean(values)
+    for _ in range(2):
+        level = (mean(values[values > level]) + mean(values[values <= level])) / 2
+    return level
+
+
+def span(line: np.ndarray) -> tuple[int, int]:
+    """First 1 and the place behind the last; (length, 0) for none."""
+    filled = np.flatnonzero(line)
+    return (int(filled[0]), int(filled[-1]) + 1) if filled.size else (len(line), 0)
+
+
+def box_of(mask: np.ndarray, least: int) -> list[int]:
+    (x0, x1), (y0, y1) = span(mask.sum(0) >= least), span(mask.sum(1) >= least)
+    return [x0, y0, x1, y1]
+
+
+def between(spans: list[tuple[int, int]], length: int) -> np.ndarray:
+    """[len(spans), length] whether a place is inside the span of its line."""
+    return np.array([[start <= place < end for place in range(length)] for start, end in spans])
+
+
+def enclosed(tissue: np.ndarray) -> np.ndarray:
+    side = len(tissue)
+    across = between([span(line) for line in tissue], side)
+    return across & between([span(line) for line in tissue.T], side).T
+
+
+def find_body(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Window in fractions, and (inverted, edge_level, air_level), of a [64, 64] image."""
+    x = small.astype(np.float64)
+    panel = box_of(x < 235, 2)
+    panel = [place + (place > 0) for place in panel[:2]] + [place - (place < BODY) for place in panel[2:]]
+    in_panel = np.zeros(x.shape, bool)
+    in_panel[panel[1] : max(panel[3], 0), panel[0] : max(panel[2], 0)] = True
+    y_at, x_at = np.mgrid[:BODY, :BODY]
+    near_x = (x_at < panel[0] + 3) | (x_at >= panel[2] - 3)
+    near_y = (y_at < panel[1] + 3) | (y_at >= panel[3] - 3)
+    corners = x[in_panel & near_x & near_y]
+    has_page = corners.size > 0 and 2 * (corners < 127.5).sum() > corners.size
+    rim = [*range(5), *range(BODY - 5, BODY)]
+    flanks = np.concatenate([x[21:42, 10:21].ravel(), x[21:42, 43:54].ravel()])
+    bright, middle = x[np.ix_(rim, rim)].mean(), x[16:48, 28:36].mean()
+    inverted = bright > 128 and middle < bright - 60 and flanks.mean() > middle - 10 and not has_page
+    if inverted:
+        x = 255 - x
+    if has_page:
+        x = np.where(in_panel, x, 0)
+    level = two_class_level(x.ravel())
+    return window(x > 0.6 * level, panel if has_page else [0, 0, BODY, BODY]), levels(x, level, inverted)
+
+
+def window(bright: np.ndarray, limits: list[int]) -> np.ndarray:
+    box = box_of(opened(bright), 4)
+    if not (box[2] > box[0] and box[3] > box[1]):
+        box = [0, 0, BODY, BODY]
+    low = [max(place - 3, limit) for place, limit in zip(box[:2], limits[:2], strict=True)]
+    high = [min(place + 3, limit) for place, limit in zip(box[2:], limits[2:], strict=True)]
+    return np.array(low + high) / BODY
+
+
+def levels(x: np.ndarray, level: float, inverted: bool) -> np.ndarray:
+    body = enclosed(opened(x >= level))
+    darker = two_class_level(np.minimum(x, level).ravel())
+    lung = opened((x < level) & body)
+    soft = opened((x < darker) & enclosed(opened(x >= darker))).sum() > 1.25 * lung.sum()
+    if soft:
+        return np.array([inverted, darker, darker])
+    dark, bright = mean(x[x < level]), mean(x[x >= level])
+    air_level = max(level, min(dark + 0.8 * (bright - dark), two_class_level(x[body])))
+    return np.array([inverted, level, air_level])
+
+
+def find_lungs(body_seen: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Lung mask [96, 96], box in fractions of the body's image, whether it is doubtful."""
+    inverted, edge_level, air_level = levels
+    x = 255.0 - body_seen if inverted else body_seen.astype(np.float64)
+    dark = x < air_level
+    seen = enclosed_or_cut(dark)
+    core = opened(dark & seen)
+    outside = x[eroded(dark & ~seen)]
+    air = mean(outside[outside >= mean(outside)])
+    usable = mean(x[eroded(core)]) > air + 12 and outside.size > 0.02 * LUNGS * LUNGS
+    gas = opened(core & (x < air)) if usable else np.zeros_like(core)
+    rest = opened(core & ~dilated(gas, 5))
+    rest = dilated(rest, 7) & core
+    lung = rest & (windows(rest, 13).sum(-1) >= 30)
+    box = np.array(box_of(eroded(lung) | (dilated(lung) & (x < edge_level)), 2)) / LUNGS
+    width, height = box[2] - box[0], box[3] - box[1]
+    left, right = lung[:, : LUNGS // 2].sum(), lung[:, LUNGS // 2 :].sum()
+    enough = lung.sum() > 0.08 * LUNGS * LUNGS * width * height and min(left, right) > 0.03 * lung.sum()
+    return lung, box, not (width > 0.25 and height > 0.12 and width * height > 0.04 and enough)
+
+
+def enclosed_or_cut(dark: np.ndarray) -> np.ndarray:
+    """Between tissue, the image border counting as tissue where it cuts through a lung."""
     tissue = opened(~dark)
-    seen = np.zeros_like(dark)
-    for y, x_at in np.argwhere(dark):
-        row, column = np.flatnonzero(tissue[y]), np.flatnonzero(tissue[:, x_at])
-        seen[y, x_at] = len(row) > 0 and len(column) > 0 and row[0] < x_at < row[-1] and column[0] < y < column[-1]
-    return opened(dark & seen)
+    rows, columns = [span(line) for line in tissue], [span(line) for line in tissue.T]
+    rows = [
+        (0 if columns[0][0] <= y < columns[0][1] else start, LUNGS if columns[-1][0] <= y < columns[-1][1] else end)
+        for y, (start, end) in enumerate(rows)
+    ]
+    light = {place: dark[rows_][:, columns_].mean() <= 0.5 for place, rows_, columns_ in corners()}
+    if light["top left"] and light["top right"]:
+        columns = [(0, end) for _, end in columns]
+    if light["bottom left"] and light["bottom right"]:
+        columns = [(start, LUNGS) for start, _ in columns]
+    return between(rows, LUNGS) & between(columns, LUNGS).T
 
 
-def locate(thumbnail: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Box (x0, y0, x1, y1) in fractions and whether nothing was found, of a [96, 96] thumbnail."""
-    x = thumbnail.astype(np.float64)
-    first = two_class_threshold(x)
-    found = inside(x, first)
-    if found.sum() < 0.02 * SIDE * SIDE:
-        darker = np.minimum(x, first)
-        found = inside(x, two_class_threshold(darker))
-    edge = boundary(found.astype(int))
-    columns, rows = (np.flatnonzero(edge.any(axis)) for axis in (0, 1))
-    if len(columns) == 0 or len(rows) == 0:
-        return np.array([0.0, 0.0, 1.0, 1.0]), True
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / SIDE, False
+def corners() -> list[tuple[str, slice, slice]]:
+    first, last = slice(0, 8), slice(LUNGS - 8, LUNGS)
+    return [
+        ("top left", first, first), ("top right", first, last),
+        ("bottom left", last, first), ("bottom right", last, last),
+    ]  # fmt: skip

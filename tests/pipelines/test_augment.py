@@ -1,4 +1,4 @@
-"""Every augmentation op against numpy or Pillow at fixed numbers, and the statistics of what is random."""
+"""Crops and movements against numpy and Pillow at fixed numbers, and the statistics of all that a view draws."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
 from PIL import Image
 from run_graph import run_graph
 
 from pipelines import augment
-from pipelines.recipe import Inputs, multi_view_ct, supervised_cxr
+from pipelines.recipe import Inputs, multi_view_ct, supervised_cxr, two_view
 
-MANY = 600
+MANY = 1200
 PLAIN = Inputs(name="test", image_size=32, resize=32, crop="centre", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -41,7 +43,7 @@ def views(inputs: Inputs, image: np.ndarray, count: int = MANY) -> np.ndarray:
 def assert_share(hits: np.ndarray, probability: float) -> None:
     """The share of hits is within 4 standard errors of the probability."""
     error = np.sqrt(probability * (1 - probability) / len(hits))
-    assert abs(hits.mean() - probability) < 4 * error
+    assert abs(hits.mean() - probability) <= 4 * error
 
 
 def assert_uniform(values: np.ndarray, low: float, high: float, slack: float) -> None:
@@ -61,36 +63,6 @@ def test_resize_square_is_pillows_bilinear(shape: tuple[int, int]) -> None:
     assert out.shape == (48, 48, 3)
     assert difference[2:-2, 2:-2].max() <= 1
     assert difference.max() <= 12  # at the border DALI repeats the last pixel, Pillow shortens the filter
-
-
-def test_jitter_is_its_formula() -> None:
-    image = picture(40, 30)
-    brightness, contrast = [0.6, 1.0, 1.4, 1.2, 0.7], [1.0, 0.6, 1.4, 0.8, 1.3]
-    (out,) = run_graph(
-        lambda x, b, c: augment.jitter(x, brightness=b, contrast=c),
-        [image] * 5, scalar(*brightness), scalar(*contrast),
-    )  # fmt: skip
-    for got, b, c in zip(out, brightness, contrast, strict=True):
-        exact = np.clip(b * (128 + c * (image.astype(np.float64) - 128)), 0, 255)
-        assert np.abs(got - exact).max() <= 0.51
-
-
-def test_grayscale_is_the_luminance_in_equal_channels() -> None:
-    image = picture(40, 30)
-    (out,) = run_graph(augment.grayscale, [image] * 2, [np.int32(1), np.int32(0)])
-    luminance = image.astype(np.float64) @ [0.299, 0.587, 0.114]
-    assert np.abs(out[0] - luminance[..., None]).max() <= 0.51
-    assert np.ptp(out[0], axis=2).max() == 0
-    assert np.array_equal(out[1], image)
-    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    assert np.array_equal(run_graph(augment.grayscale, [ramp], [np.int32(1)])[0][0], ramp)
-
-
-def test_scale_intensity_is_a_factor() -> None:
-    image = picture(20, 30)
-    (out,) = run_graph(augment.scale_intensity, [image] * 3, scalar(0.9, 1.0, 1.1))
-    for got, factor in zip(out, (0.9, 1.0, 1.1), strict=True):
-        assert np.abs(got - np.clip(image * factor, 0, 255)).max() <= 0.51
 
 
 def moved(image: np.ndarray, shift: tuple[float, float], degrees: float) -> np.ndarray:
@@ -131,14 +103,40 @@ def test_shift_and_rotate_geometry(shift: tuple[float, float], degrees: float) -
 
 
 @pytest.mark.parametrize("mirror", [0, 1])
-def test_normalise_crops_flips_and_scales(mirror: int) -> None:
+def test_normalise_flips_and_scales(mirror: int) -> None:
+    image = picture(16, 16)
     inputs = Inputs(name="test", image_size=16, resize=24)
-    image = picture(24, 24)
-    ((out,),) = run_graph(lambda x: augment.normalise(x, inputs, crop_x=0.25, crop_y=1.0, mirror=mirror), [image])
-    part = image[8:24, 2:18][:, :: -1 if mirror else 1]
-    expected = (part / 255 - np.array(inputs.mean)) / np.array(inputs.std)
+    ((out,),) = run_graph(lambda x: augment.normalise(x, inputs, mirror=mirror), [image])
+    expected = (image[:, :: -1 if mirror else 1] / 255 - np.array(inputs.mean)) / np.array(inputs.std)
     assert out.shape == (16, 16, 3) and out.dtype == np.float32
     assert np.allclose(out, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (16, np.float32)])
+def test_normalise_makes_three_channels_of_grey(bits: int, dtype: type) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 1)).astype(dtype)
+    inputs = Inputs(name="test", image_size=16, resize=16, channels="grey", bits=bits)
+    ((out,),) = run_graph(lambda x: augment.normalise(x, inputs), [image])
+    assert out.shape == (16, 16, 3)
+    assert np.allclose(out, (image / 255 - np.array(inputs.mean)) / np.array(inputs.std), atol=2e-6)
+
+
+def test_square_crop_takes_its_place() -> None:
+    image = picture(24, 30)
+    ((out,),) = run_graph(lambda x: augment.square_crop(x, 16, x=0.5, y=1.0), [image])
+    assert np.array_equal(out, image[8:24, 7:23])
+
+
+@pytest.mark.parametrize("shape", [(61, 90), (200, 153), (20, 17)])
+@pytest.mark.parametrize(("x", "y"), [(0.0, 1.0), (0.5, 0.5), (1.0, 3 / 8)])
+def test_resized_crop_is_the_crop_of_the_resized(shape: tuple[int, int], x: float, y: float) -> None:
+    def graph(image: object, x: object, y: object) -> object:
+        whole = augment.square_crop(augment.resize_square(image, 40), 32, x=x, y=y)
+        return whole, augment.resized_crop(image, 40, 32, x=x, y=y)
+
+    (whole,), (part,) = run_graph(graph, [picture(*shape)], scalar(x), scalar(y))
+    assert part.shape == (32, 32, 3)
+    assert np.abs(whole.astype(int) - part.astype(int)).max() <= 1
 
 
 def test_area_crop_takes_the_stated_share() -> None:
@@ -151,14 +149,21 @@ def test_area_crop_takes_the_stated_share() -> None:
     height = (stack[:, -1, 16, 1] - stack[:, 0, 16, 1]) / 2 * 32 / 31
     share, ratio = width * height / 128**2, width / height
     assert_uniform(share, 0.2, 0.6, slack=0.03)
-    assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4
+    assert_uniform(np.log(ratio), np.log(3 / 4), np.log(4 / 3), slack=0.05)
+    centres = stack[:, 16, 16, :2] / 2 / 128
+    assert np.abs(centres.mean(0) - 0.5).max() < 0.02
+    assert abs(np.corrcoef(centres.T)[0, 1]) < 0.12
 
 
-def test_centre_crop_without_augmentation_is_deterministic_and_central() -> None:
-    inputs = replace(PLAIN, image_size=16, resize=24)
-    image = picture(24, 24)
-    out = views(inputs, image, count=3)
-    assert np.allclose(out, image[4:20, 4:20], atol=1e-3)
+@pytest.mark.parametrize("resize", [24, 25, 27, 16])
+@pytest.mark.parametrize("shared", [True, False])
+def test_centre_crop_is_torchvisions_and_deterministic(resize: int, shared: bool) -> None:
+    inputs = replace(PLAIN, image_size=16, resize=resize)
+    image = picture(resize, resize)
+    graph = lambda x: augment.view(x, augment.resize_square(x, resize) if shared else None, inputs)  # noqa: E731
+    (out,) = run_graph(graph, [image] * 3)
+    expected = tv.center_crop(torch.tensor(image).permute(2, 0, 1), [16, 16]).permute(1, 2, 0).numpy()
+    assert np.allclose(np.stack(out) * 255, expected, atol=1e-3)
 
 
 def test_flip_happens_as_often_as_it_should() -> None:
@@ -184,15 +189,57 @@ def test_random_crop_is_uniform_over_all_places() -> None:
 
 
 def test_jitter_amplitudes_and_probability() -> None:
-    grey, dark = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32, 3), 64, np.uint8)
+    grey = np.full((32, 32, 3), 128, np.uint8)
     recipe = replace(PLAIN, jitter=0.5, brightness=0.4, contrast=0.4)
-    brightness = views(recipe, grey)[:, 0, 0, 0] / 128  # contrast is about 128, which it leaves alone
+    brightness = views(recipe, grey)[:, 0, 0, 0] / 128  # contrast leaves alone what is all alike
     touched = np.abs(brightness - 1) > 0.004
     assert_share(touched, 0.5)
     assert_uniform(brightness[touched], 0.6, 1.4, slack=0.01)
-    contrast = 2 - views(replace(recipe, brightness=0.0), dark)[:, 0, 0, 0] / 64
-    assert_share(np.abs(contrast - 1) > 0.008, 0.5)
-    assert_uniform(contrast[np.abs(contrast - 1) > 0.008], 0.6, 1.4, slack=0.02)
+    halves = grey.copy()
+    halves[:16] = 64
+    halves[16:] = 160
+    seen = views(replace(recipe, brightness=0.0), halves)
+    contrast = (seen[:, 31, 0, 0] - seen[:, 0, 0, 0]) / 96
+    assert np.allclose(seen.mean(axis=(1, 2, 3)), 112, atol=0.6)
+    assert_share(np.abs(contrast - 1) > 0.011, 0.5)
+    assert_uniform(contrast[np.abs(contrast - 1) > 0.011], 0.6, 1.4, slack=0.02)
+
+
+def test_saturation_and_hue_amplitudes_and_probability() -> None:
+    image = np.full((32, 32, 3), (160, 80, 80), np.uint8)
+    out = views(replace(PLAIN, jitter=0.8, saturation=0.5), image)[:, 0, 0]
+    saturation = (out[:, 0] - out[:, 1]) / 80
+    touched = np.abs(saturation - 1) > 0.013
+    assert_share(touched, 0.8)
+    assert_uniform(saturation[touched], 0.5, 1.5, slack=0.02)
+    out = views(replace(PLAIN, jitter=0.8, hue=0.1), image)[:, 0, 0]
+    turn = (out[:, 1] - out[:, 2]) / 80 / 6  # between yellow and magenta red stays the largest
+    assert np.allclose(out.max(axis=1), 160, atol=1e-3) and np.allclose(out.min(axis=1), 80, atol=1e-3)
+    touched = np.abs(turn) > 0.003
+    assert_share(touched, 0.8)
+    assert_uniform(turn[touched], -0.1, 0.1, slack=0.003)
+
+
+def test_one_toss_decides_on_all_of_the_jitter() -> None:
+    image = np.full((32, 32, 3), (160, 80, 80), np.uint8)
+    out = views(replace(PLAIN, jitter=0.5, brightness=0.4, saturation=0.4), image)[:, 0, 0]
+    brighter = np.abs(out @ [0.299, 0.587, 0.114] / 104 - 1) > 0.01
+    coloured = np.abs((out[:, 0] - out[:, 1]) / out[:, 0] - 0.5) > 0.01
+    assert_share(brighter | coloured, 0.5)
+
+
+def test_blur_probability_and_sigma() -> None:
+    """A bright column: of what is blurred the spread says sigma."""
+    image = np.zeros((32, 32, 1), np.float32)
+    image[:, 16] = 255
+    inputs = replace(PLAIN, channels="grey", bits=16, blur=0.5, blur_sigma_min=0.5, blur_sigma_max=2.0)
+    column = views(inputs, image)[:, 16, :, 0]
+    sigma = np.sqrt((column * (np.arange(32) - 16) ** 2).sum(1) / column.sum(1))
+    assert_share(sigma > 0, 0.5)
+    assert_uniform(sigma[sigma > 0], 0.5, 2.0, slack=0.04)
+    column = views(replace(inputs, blur_window=0.1), image)[:, 16, :, 0]
+    assert (column[:, :15] == 0).all() and (column[:, 18:] == 0).all(), "three pixels of 32"
+    assert_share(column[:, 15] > 0, 0.5)
 
 
 def test_grayscale_probability() -> None:
@@ -204,7 +251,7 @@ def test_grayscale_probability() -> None:
 
 def test_translation_and_rotation_are_tossed_apart() -> None:
     """A bright block on black: its centre of mass is where the shift put it, its orientation what the turn made it."""
-    image = np.zeros((64, 64, 3), np.uint8)
+    image = np.zeros((64, 64, 1), np.uint8)
     image[28:36, 20:44] = 200
     out = views(replace(supervised_cxr(64), flip=0.0, intensity=0.0, mean=(0, 0, 0), std=(1, 1, 1)), image)[..., 0]
     y, x = np.mgrid[:64, :64] + 0.5
@@ -224,7 +271,7 @@ def test_translation_and_rotation_are_tossed_apart() -> None:
 
 
 def test_intensity_amplitude_and_probability() -> None:
-    image = np.full((32, 32, 3), 200, np.uint8)
+    image = np.full((32, 32, 1), 200, np.uint8)
     recipe = replace(supervised_cxr(32), translation=0.0, rotation=0.0, mean=(0, 0, 0), std=(1, 1, 1))
     factor = views(recipe, image)[:, 0, 0, 0] / 200
     touched = np.abs(factor - 1) > 0.003
@@ -232,19 +279,36 @@ def test_intensity_amplitude_and_probability() -> None:
     assert_uniform(factor[touched], 0.9, 1.1, slack=0.005)
 
 
-@pytest.mark.parametrize("region_jitter", [True, False])
 @pytest.mark.parametrize("region_flip", [True, False])
-def test_regions_are_augmented_only_as_asked_and_never_grey(region_flip: bool, region_jitter: bool) -> None:
+def test_regions_are_augmented_as_views_are_and_flipped_only_if_asked(region_flip: bool) -> None:
+    y, x = np.mgrid[:40, :40]
+    image = np.stack([2 * x + 60, 2 * y + 60, 0 * x + 20], -1).astype(np.uint8)
     recipe = replace(
-        multi_view_ct(32, region_flip=region_flip), region_jitter=region_jitter, mean=(0, 0, 0), std=(1, 1, 1)
+        multi_view_ct(32, region_flip=region_flip), channels="rgb", resize=40, jitter=0.0, mean=(0, 0, 0), std=(1, 1, 1)
     )
-    image = picture(32, 32)
     (out,) = run_graph(lambda x: augment.region_view(x, recipe), [image] * MANY)
     stack = np.stack(out) * 255
-    flipped = np.array([np.corrcoef(v.ravel(), image[:, ::-1].ravel())[0, 1] > 0.95 for v in stack])
+    grey = np.ptp(stack, axis=3).max(axis=(1, 2)) < 1e-3
+    assert_share(grey, 0.5)
+    coloured = stack[~grey]
+    flipped = coloured[:, 0, 0, 0] > coloured[:, 0, 31, 0]
     assert_share(flipped, 0.5) if region_flip else None
     assert region_flip or not flipped.any()
-    straight = np.where(flipped[:, None, None, None], stack[:, :, ::-1], stack)
-    assert_share(np.abs(straight - image).max(axis=(1, 2, 3)) > 0.6, 0.5) if region_jitter else None
-    assert region_jitter or np.allclose(straight, image, atol=1e-3)
-    assert np.ptp(stack, axis=3).max(axis=(1, 2)).min() > 20
+    left = np.rint((coloured[..., 0].min(axis=(1, 2)) - 60) / 2).astype(int)
+    top = np.rint((coloured[:, 0, 0, 1] - 60) / 2).astype(int)
+    for corner in (left, top):
+        assert set(corner) == set(range(9))
+    (out,) = run_graph(lambda x: augment.region_view(x, replace(recipe, jitter=0.5, grayscale=0.0)), [image] * MANY)
+    assert_share(np.array([np.abs(v[..., 2].mean() * 255 - 20) > 0.5 for v in out]), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("published", "jitter", "grey"), [("moco_v1", 1.0, 0.2), ("moco_v2", 0.8, 0.2), ("simclr", 0.8, 0.2)]
+)
+def test_published_views_are_tossed_as_published(published: str, jitter: float, grey: float) -> None:
+    image = np.full((32, 32, 3), (160, 80, 60), np.uint8)
+    out = views(replace(two_view(32, published=published), mean=(0, 0, 0), std=(1, 1, 1)), image)
+    first = out[:, 16, 16]
+    assert_share(np.ptp(first, axis=1) < 1e-3, grey)
+    as_it_was = np.abs(first - image[0, 0]).max(axis=1) < 1
+    assert_share(as_it_was, (1 - jitter) * (1 - grey))

@@ -157,7 +157,7 @@ def test_resume_is_bit_exact(
     noise_shards: Path, monkeypatch: pytest.MonkeyPatch, name: str, rank: int, taken: int
 ) -> None:
     """After any number of batches, in a window's middle, at an epoch's end and over a window's end."""
-    monkeypatch.setattr(loader_module, "WINDOW_SAMPLES", 30)  # windows of two epochs of 3 steps of 4
+    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 30)  # windows of 7 steps of 4, an epoch having 3
     options = {"inputs": RECIPES[name](24), "rank": rank, "world": 2, "batch": 8, "epochs": 5}
     state, rest = state_after(load(noise_shards, **options), taken)
     again = load(noise_shards, **options, threads=1)
@@ -206,7 +206,7 @@ def test_augmentation_differs_by_epoch_window_and_seed(noise_shards: Path, monke
         return [next(iter(list(loader))).views["x"] for _ in range(3)]
 
     one_window = first_batches()
-    monkeypatch.setattr(loader_module, "WINDOW_SAMPLES", 1)
+    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 1)
     for views in (one_window, first_batches(), [one_window[0], first_batches(seed=4)[0]]):
         assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
 

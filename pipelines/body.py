@@ -1,0 +1,130 @@
+"""First look at a CT slice, small: is grey inverted, is there a page around it, where is the body, which grey
+values are air (all of it ours: the paper takes a lung image for granted).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import fn
+from nvidia.dali.data_node import DataNode
+
+from pipelines import thumbnail as t
+
+SIDE = 64
+PAGE_GREY = 235
+"""What is not darker than this all along a line of pixels may be the paper of a page."""
+INK_PIXELS = 2  # a line of pixels with fewer dark ones is white
+BODY_PIXELS = 4  # a line of pixels with fewer bright ones holds no body
+MARGIN_PIXELS = 3  # left around the body
+BODY_LEVEL = 0.6  # share of the air level above which something may be skin or fat
+MORE_AIR = 1.25
+HIGHEST_SHARE = 0.8
+WHOLE = np.array([0, 0, SIDE, SIDE], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Edges about one image; all are scalars but the window, [4].
+
+    inverted: 1 where air is bright. window: x0, y0, x1, y1 of the body with a margin, fractions of the image.
+    edge_level: grey value half-way between lung and tissue, where a border lies (after undoing the inversion).
+    air_level: grey value up to which a pixel may be lung; higher than edge_level where lungs are hazy.
+    """
+
+    inverted: DataNode
+    window: DataNode
+    edge_level: DataNode
+    air_level: DataNode
+
+
+def find_body(image: DataNode, device: str) -> Body:
+    """Everything about an image of SIDE pixels square, [SIDE, SIDE] float grey values 0 … 255."""
+    limits, shown, has_page = _panel(image, device)
+    inverted = _is_inverted(image, device) * (1.0 - has_page)
+    x = t.inverted_where(image, inverted) * shown
+    level = t.two_class_level(x, side=SIDE)
+    window = _window(x, BODY_LEVEL * level, limits, device)
+    return Body(inverted, window, *_levels(x, level, device))
+
+
+def _panel(image: DataNode, device: str) -> tuple[DataNode, DataNode, DataNode]:
+    """Box and mask of what is not white page, and 1 if there is a page: if the corners of that box are black.
+
+    Without a page, box and mask are of the whole image. Within a body cut off at the image border the corners are
+    tissue: white there is no page.
+    """
+    found = t.extent(t.as_mask(image < PAGE_GREY), SIDE, INK_PIXELS, device)
+    whole = t.constant(WHOLE, device)
+    inward = t.constant(np.array([1, 1, -1, -1], np.float32), device)
+    box = found + (found != whole) * inward  # one pixel in: the border pixel is half page
+    x0, y0, x1, y1 = (box[i] for i in range(4))
+    across, down = t.within(x0, x1 - 1.0, SIDE, 1, device), t.within(y0, y1 - 1.0, SIDE, 0, device)
+    middle_x, middle_y = t.within(x0 + 3.0, x1 - 4.0, SIDE, 1, device), t.within(y0 + 3.0, y1 - 4.0, SIDE, 0, device)
+    in_panel = across & down
+    corners = in_panel > (middle_x | middle_y)
+    has_page = t.as_mask(t.total(corners * ((image < 127.5) - 0.5)) > 0.25)
+    return whole + has_page * (box - whole), t.as_mask(in_panel | (has_page < 0.5)), has_page
+
+
+def _is_inverted(image: DataNode, device: str) -> DataNode:
+    """1 where the image's corners are bright, its middle is much darker, and the flanks are no darker than the middle.
+
+    The middle of a chest is heart and spine: of tissue's grey. Air is bright in the corners and in the lungs, if at
+    all; a white page has bright corners too, but dark lungs.
+    """
+    corners, middle, flanks = (place / place.sum() for place in _places())
+    bright, drop, rise = (
+        t.total(image * t.constant(weights, device)) for weights in (corners, corners - middle, flanks - middle)
+    )
+    return (bright > 128.0) * t.as_mask(drop > 60.0) * (rise > -10.0)
+
+
+def _places() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    corners, middle, flanks = (np.zeros((SIDE, SIDE), np.float32) for _ in range(3))
+    rim = np.r_[0 : SIDE // 12, SIDE - SIDE // 12 : SIDE]
+    corners[np.ix_(rim, rim)] = 1
+    middle[SIDE // 4 : 3 * SIDE // 4, 7 * SIDE // 16 : 9 * SIDE // 16] = 1
+    flanks[SIDE // 3 : 2 * SIDE // 3, np.r_[SIDE // 6 : SIDE // 3, SIDE - SIDE // 3 : SIDE - SIDE // 6]] = 1
+    return corners, middle, flanks
+
+
+def _levels(x: DataNode, level: DataNode, device: str) -> tuple[DataNode, DataNode]:
+    """edge_level and air_level, see Body, from the level that splits all pixels in two.
+
+    Soft-tissue windows show fat as dark as lung nearly, so that the body's skin is lost: there, splitting the dark
+    class once more encloses more air. Elsewhere hazy lungs (ground glass) are brighter than the first level:
+    splitting only the body's pixels finds them; the level is capped, for slices with little lung split fat off muscle.
+    """
+    dark = t.as_mask(x < level)
+    body = t.as_mask(_body(dark, device))
+    darker = t.two_class_level(t.smaller(x, level), side=SIDE)
+    darkest = t.as_mask(x < darker)
+    enclosed, enclosed_darkest = t.opened(dark * body), t.opened(_body(darkest, device) * darkest)
+    soft = t.as_mask(t.total(enclosed_darkest - MORE_AIR * enclosed) > 0.0)
+    dark_mean, bright_mean = t.mean_within(x, dark), t.mean_within(x, 1.0 - dark)
+    cap = dark_mean + HIGHEST_SHARE * (bright_mean - dark_mean)
+    hazy = t.larger(level, t.smaller(cap, t.two_class_level(x, body, side=SIDE)))
+    return t.chosen(soft, darker, level), t.chosen(soft, darker, hazy)
+
+
+def _body(dark: DataNode, device: str) -> DataNode:
+    return t.enclosed(t.opened(1.0 - dark), SIDE, device)
+
+
+def _window(x: DataNode, level: DataNode, limits: DataNode, device: str) -> DataNode:
+    """Extent of what is brighter than the level, opened, with a margin, within the limits: fractions of the image, [4].
+
+    The limits themselves where nothing is bright.
+    """
+    found = t.extent(t.opened(t.as_mask(x > level)), SIDE, BODY_PIXELS, device)
+    size = found[2:] - found[:2]
+    lowest = fn.reductions.min(size)
+    # The least of both sides is positive for a body; without one the box is made far larger than any limit.
+    reach = t.chosen(t.as_mask(lowest > 0.5), float(MARGIN_PIXELS), 3.0 * SIDE)
+    outward = t.constant(np.array([-1, -1, 1, 1], np.float32), device)
+    wide = found + reach * outward
+    low, high = t.larger(wide[:2], limits[:2]), t.smaller(wide[2:], limits[2:])
+    return fn.cat(low, high) / float(SIDE)
