@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import time
@@ -19,23 +18,28 @@ from launch.engine import DeepSpeedEngine, start_processes
 from launch.processes import StopSignal, device, local_rank, set_environment
 from mstl.build import build_loaders, build_module
 from mstl.cli.boundary import FAILED
+from mstl.cli.progress import rich_progress
 from mstl.distributed import rank, world_size
 from mstl.job import Job, Request, check_world, plan_job, record
 from mstl.runs import now, write_record
 from mstl.train import BEST_NAME, Training, restore, train
 from mstl.watch import ConsoleWatch, Silent
 from shards.errors import MstlError
+from shards.files import lock_file
+from shards.progress import QUIET
+from shards.remote_store import is_url
 
 
 def run(request: Request) -> int:
     """Plan, build and train; returns the exit code: 0 finished, 128 + signal when stopped and saved."""
     set_environment()
     try:
-        job = plan_job(request)
+        with rich_progress() if local_rank() == 0 else nullcontext(QUIET) as progress:
+            job = plan_job(request, progress)
         check_world(job, int(os.environ["WORLD_SIZE"]))
     except MstlError as error:
-        # All ranks find the same before they meet: one of them says it.
-        if local_rank() == 0:
+        # All ranks find the same before they meet: one of them says it. A store may fail for one alone.
+        if local_rank() == 0 or (request.shards is not None and is_url(request.shards)):
             raise
         raise SystemExit(FAILED) from error
     if job.finished:
@@ -53,15 +57,12 @@ def run(request: Request) -> int:
 @contextmanager
 def _sole_owner(out: Path) -> Iterator[None]:
     """Hold the run folder's lock on rank 0; raises MstlError on every rank when another job trains into it."""
-    lock = None
+    lock, path = None, out.parent / f".{out.name}.lock"
     held = [True]
     if rank() == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = (out.parent / f".{out.name}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = [False]
+        lock = lock_file(path)
+        held = [lock is not None]
     try:
         dist.broadcast_object_list(held, src=0)
         if not held[0]:
@@ -73,9 +74,8 @@ def _sole_owner(out: Path) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            if held[0]:
-                Path(lock.name).unlink(missing_ok=True)
-            lock.close()
+            path.unlink(missing_ok=True)
+            os.close(lock)
 
 
 def _train(job: Job, stop: StopSignal) -> int:
@@ -111,6 +111,8 @@ def _train(job: Job, stop: StopSignal) -> int:
 
     with closing(loader), closing(val_loader) if val_loader is not None else nullcontext(), watch:
         watch.note(_first_line(job, carry))
+        for note in job.leakage.notes:
+            watch.note(note)
         done = restore(training)
         if done:
             watch.note(f"continues behind step {done}")
@@ -141,7 +143,7 @@ def _first_line(job: Job, carry: dict[str, Any] | None) -> str:
         origin += f"{len(carry['new'])} new, {len(carry['dropped'])} dropped)"
     images = job.manifest.samples("train")
     return (
-        f"{job.model} on {images} images of {job.shards}, {world_size()} x {_device_name()}, from {origin} -> {job.out}"
+        f"{job.model} on {images} images of {job.origin}, {world_size()} x {_device_name()}, from {origin} -> {job.out}"
     )
 
 

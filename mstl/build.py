@@ -60,6 +60,7 @@ def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> t
     make = partial(
         Loader,
         shards=job.shards,
+        tars=job.tars,
         rank=rank,
         world=world,
         batch=recipe.data.batch_size,
@@ -69,7 +70,8 @@ def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> t
         seed=job.seed,
         threads=recipe.data.workers,
     )
-    loader = make(spec.train_inputs(recipe), split="train", shuffle=True, remainder=spec.remainder)
+    loader = make(job.train_inputs, split="train", shuffle=True, remainder=spec.remainder,
+                  max_bad=recipe.data.max_bad)  # fmt: skip
     if not job.manifest.splits.get("val"):
         return loader, None
-    return loader, make(spec.val_inputs(recipe), split="val", shuffle=False, remainder="pad")
+    return loader, make(job.val_inputs, split="val", shuffle=False, remainder="pad")

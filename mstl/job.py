@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mstl.checkpoint import newest_checkpoint
+from mstl.gate import UNLOOKED, Gate, check_leakage, recorded_lineage, trace_lineage
 from mstl.models.registry import full_name
 from mstl.recipes import PRINTED, RESOLVED, Flavour, Recipe, build_recipe, flatten
 from mstl.runs import RUN_SCHEMA, RunRecord, finished_runs, git_revision, now, open_run, software
 from mstl.stages import STAGES, StageSpec
+from pipelines.recipe import Inputs, fitted
+from shards.cache import CacheOptions, check_remote_tars, direct_tars, local_set
 from shards.errors import MstlError
 from shards.files import sha256_file
 from shards.plan import Plan
+from shards.progress import QUIET, Progress
+from shards.remote_store import is_url, shown
 from shards.schema import MANIFEST_NAME, Manifest, load_manifest
 
 Resume = Literal["auto", "must", "never"]
@@ -26,7 +31,9 @@ class Request:
 
     stage: str
     model: str = "resnet50-attn5"
-    shards: Path | None = None
+    shards: str | Path | None = None
+    cache: Path | None = None
+    cache_limit: int | None = None
     out: Path | None = None
     init_from: str | None = None
     seed: int = 0
@@ -34,6 +41,7 @@ class Request:
     flavour: Flavour = "resolved"
     config: Path | None = None
     overrides: Sequence[str] = ()
+    waive_leakage: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +61,20 @@ class Job:
     model: str
     recipe: Recipe
     flavour: Flavour
-    shards: Path
+    shards: Path  # the folder to read: the set, or the local copy of what is needed of one at `url`
+    url: str | None
+    tars: str | None  # the URL that DALI reads tars from, else None
     manifest: Manifest
     out: Path
     parent: Parent | None
     seed: int
     previous: RunRecord | None
+    leakage: Gate = UNLOOKED
+
+    @property
+    def origin(self) -> str:
+        """The shard set's URL or absolute path, as it may be printed and recorded."""
+        return str(self.shards.resolve()) if self.url is None else shown(self.url)
 
     @property
     def continues(self) -> bool:
@@ -66,23 +82,41 @@ class Job:
         return self.previous is not None and any((self.out / "checkpoints").glob("step-*"))
 
     @property
+    def train_inputs(self) -> Inputs:
+        """What the network sees in training, fitted to the shard set."""
+        return self._fitted(self.spec.train_inputs(self.recipe))
+
+    @property
+    def val_inputs(self) -> Inputs:
+        """What the network sees in validation, fitted to the shard set."""
+        return self._fitted(self.spec.val_inputs(self.recipe))
+
+    def _fitted(self, inputs: Inputs) -> Inputs:
+        return fitted(inputs, modality=self.manifest.modality, deep=self.manifest.deep > 0)
+
+    @property
     def finished(self) -> bool:
         """The same job has already been done."""
         return self.previous is not None and self.previous.status == "finished"
 
 
-def plan_job(request: Request) -> Job:
-    """Check a request and fill in its defaults; raises MstlError with the remedy for whatever is missing or wrong."""
+def plan_job(request: Request, progress: Progress = QUIET) -> Job:
+    """Check a request and fill in its defaults; raises MstlError with the remedy for whatever is missing or wrong.
+
+    What is needed of a shard set at a URL is fetched last, when all else is right.
+    """
     spec = STAGES[request.stage]
     model = full_name(request.model)
     recipe = build_recipe(spec.name, flavour=request.flavour, config=request.config, overrides=request.overrides)
-    shards = request.shards or Path("data/shards") / spec.source
-    if not (shards / MANIFEST_NAME).is_file():
+    where = request.shards or Path("data/shards") / spec.source
+    if not is_url(where) and not (Path(where) / MANIFEST_NAME).is_file():
         raise MstlError(
-            f"shard set {shards}",
+            f"shard set {where}",
             why=f"it is not there, and stage {spec.name} trains on it",
-            remedy=f"Make it with: mstl shard --src {spec.source} --out {shards}",
+            remedy=f"Make it with: mstl shard --src {spec.source} --out {where}",
         )
+    cache = CacheOptions(folder=request.cache, limit_bytes=request.cache_limit)
+    shards = local_set(where, cache=cache, splits=(), tars=False)
     manifest = load_manifest(shards)
     manifest.shards("train")
     out = request.out or Path("runs") / spec.name
@@ -95,6 +129,8 @@ def plan_job(request: Request) -> Job:
         recipe=recipe,
         flavour=request.flavour,
         shards=shards,
+        url=str(where) if is_url(where) else None,
+        tars=direct_tars(where, cache),
         manifest=manifest,
         out=out,
         parent=_find_parent(request, spec, model, previous),
@@ -102,7 +138,21 @@ def plan_job(request: Request) -> Job:
         previous=previous,
     )
     _check_out(job, request.resume)
+    if job.finished:
+        return job
+    job = replace(job, leakage=_check_leakage(job, request.waive_leakage))
+    _bring(job, cache, progress)
     return job
+
+
+def _bring(job: Job, cache: CacheOptions, progress: Progress) -> None:
+    """Have the splits to train on here, or where DALI reads them; nothing is to be done for a folder."""
+    if job.url is None:
+        return
+    splits = [split for split in ("train", "val") if job.manifest.splits.get(split)]
+    if job.tars is not None:
+        check_remote_tars(job.tars, job.manifest, splits)
+    local_set(job.url, cache=cache, splits=splits, tars=job.tars is None, progress=progress)
 
 
 def check_world(job: Job, world: int) -> None:
@@ -142,10 +192,11 @@ def record(job: Job, *, world_size: int, device: str, carry: dict[str, Any] | No
         "resolved": flatten(RESOLVED[job.spec.name]),
         "world_size": world_size,
         "inputs": {
-            "train": job.spec.train_inputs(job.recipe).to_dict(),
-            "evaluation": job.spec.val_inputs(job.recipe).to_dict(),
+            "train": job.train_inputs.to_dict(),
+            "evaluation": job.val_inputs.to_dict(),
         },
         "carry": carry,
+        "leakage": job.leakage.record,
         "software": software(),
         "device": device,
         "git": git_revision(),
@@ -172,12 +223,26 @@ def _identity(job: Job) -> dict[str, Any]:
             "digest": parent.digest,
         },
         "shards": {
-            "path": str(job.shards.resolve()),
+            "path": job.origin,
             "digest": job.manifest.digest(),
             "source": job.manifest.source,
             "classes": list(job.manifest.classes),
         },
     }
+
+
+def _check_leakage(job: Job, waive: Sequence[str]) -> Gate:
+    lineage = recorded_lineage(job.previous)
+    if lineage is None:
+        lineage = [] if job.parent is None else trace_lineage(job.parent.weights, job.parent.run)
+    return check_leakage(
+        shards=job.shards,
+        called=str(job.shards) if job.url is None else shown(job.url),
+        manifest=job.manifest,
+        lineage=lineage,
+        waive=waive,
+        previous=None if job.previous is None else job.previous.body.get("leakage"),
+    )
 
 
 def _find_parent(request: Request, spec: StageSpec, model: str, previous: RunRecord | None) -> Parent | None:
@@ -252,7 +317,7 @@ def _check_out(job: Job, resume: Resume) -> None:
     pairs += [
         (name, value, before.get(name))
         for name, value in flatten(job.recipe).items()
-        if name not in ("data.workers", "checkpoint.every_steps", "checkpoint.keep")
+        if name not in ("data.workers", "data.max_bad", "checkpoint.every_steps", "checkpoint.keep")
     ]
     differing = [f"{name} is {now_!r} and was {was!r}" for name, now_, was in pairs if now_ != was]
     if differing:

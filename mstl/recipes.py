@@ -24,6 +24,9 @@ class Data(Section):
     image_size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels (paper 5.2)")
     batch_size: int = Field(ge=1, description="global: summed over all ranks (paper 5.2)")
     workers: int = Field(2, ge=1, description="DALI threads per rank (ours)")
+    max_bad: float = Field(
+        0.0, ge=0, le=1, description="part of the training images each rank may skip as unreadable (ours: none)"
+    )
     region_flip: bool = Field(False, description="flip region crops too; it destroys the left/right cue (ours: off)")
 
 

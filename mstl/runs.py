@@ -17,6 +17,7 @@ from mstl.weights import carry_over, load_weights
 from pipelines.recipe import Inputs
 from shards.errors import MstlError
 from shards.files import write_atomic
+from shards.remote_store import location
 
 RUN_SCHEMA = 1
 WEIGHTS_NAME = "weights.safetensors"
@@ -32,7 +33,7 @@ class RunRecord:
     model: str
     recipe: dict[str, dict[str, Any]]
     classes: list[str]
-    shards: Path
+    shards: str | Path
     shards_digest: str
     image_size: int
     status: str
@@ -69,7 +70,7 @@ def open_run(path: Path) -> RunRecord:
             model=body["model"],
             recipe=body["recipe"],
             classes=list(body["shards"]["classes"]),
-            shards=Path(body["shards"]["path"]),
+            shards=location(body["shards"]["path"]),
             shards_digest=body["shards"]["digest"],
             image_size=int(body["recipe"]["data"]["image_size"]),
             status=body["status"],

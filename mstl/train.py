@@ -37,6 +37,8 @@ class Watch(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def alert(self, text: str) -> None: ...
+
 
 class Stop(Protocol):
     """Whether somebody asked this process to stop (a signal)."""
@@ -102,7 +104,11 @@ def train(training: Training) -> bool:
             rate = learning_rate(recipe.optim, epoch)
             last = len(training.loader) * (epoch + 1)
             clock, waited = time.perf_counter(), training.loader.wait_seconds
+            told = len(training.loader.unreadable)
             for batch in training.loader:
+                for image in training.loader.unreadable[told:]:
+                    training.watch.alert(f"skipped {image}")
+                told = len(training.loader.unreadable)
                 losses, stop = _step(training, batch, rate)
                 training.done += 1
                 elapsed, wait = time.perf_counter() - clock, training.loader.wait_seconds - waited
@@ -151,10 +157,13 @@ def _step(training: Training, batch: Batch, rate: float) -> tuple[dict[str, floa
         )
     training.engine.step(rate)
     training.stage.after_step()
-    flag = torch.tensor(float(training.stop.requested), device=training.engine.device)
-    values = torch.stack([*(value.detach().float() for value in losses.values()), flag])
-    *means, stop = mean_over_ranks_(values).tolist()
-    return dict(zip(losses, means, strict=True)), stop > 0
+    own = torch.tensor(
+        [float(len(training.loader.unreadable)), float(training.stop.requested)], device=training.engine.device
+    )
+    values = torch.cat([torch.stack([value.detach().float() for value in losses.values()]), own])
+    *means, unreadable, stop = mean_over_ranks_(values).tolist()
+    skipped = {"unreadable": round(unreadable * world_size())} if unreadable else {}
+    return {**dict(zip(losses, means, strict=True)), **skipped}, stop > 0
 
 
 def _validate(training: Training, epoch: int, log: MetricsLog | None) -> None:

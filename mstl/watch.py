@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mstl.distributed import rank
+
 PLAIN_INTERVAL_SECONDS = 10.0
 
 
@@ -32,6 +34,10 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
+
+    def alert(self, text: str) -> None:
+        """What concerns this rank alone is said by it."""
+        Console(stderr=True, highlight=False).print(f"rank {rank()}: {text}", soft_wrap=True, markup=False)
 
 
 class ConsoleWatch:
@@ -92,3 +98,7 @@ class ConsoleWatch:
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
         self._console.print(f"{self._title}: {text}", soft_wrap=True)
+
+    def alert(self, text: str) -> None:
+        """A line about this rank."""
+        self.note(f"rank 0: {text}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from shards.progress import QUIET
 from shards.sample import SampleSize, write_samples
 from shards.sources import read_source
 from shards.writer import WriteOptions, write_shards
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how busy a machine is, is no property of the code
+hypothesis.settings.load_profile("untimed")
 
 TINY = SampleSize(
     imagenet_classes=2,

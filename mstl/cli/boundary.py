@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 import click
 
 from shards.errors import MstlError
 
-FAILED, BUG, INTERRUPTED = 1, 3, 130
+FAILED, BUG, INTERRUPTED, TERMINATED = 1, 3, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, taken as Ctrl-C is: what is under way is left in order."""
+
+
+def take_sigterm() -> None:
+    """Let SIGTERM raise Terminated in the main thread, until somebody else handles it."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def exit_with(action: Callable[[], object], *, prefix: str = "Error") -> NoReturn:
-    """Run an action and leave: 0 done (or its own int), 1 expected failure, 2 usage, 3 bug, 130 interrupted.
+    """Run an action and leave: 0 done (or its own int), 1 expected failure, 2 usage, 3 bug, 130 Ctrl-C, 143 SIGTERM.
 
     Failures of the system (disk full, no permission) count as expected: their message names the file.
     """
     try:
         code = action()
         sys.exit(code if isinstance(code, int) else 0)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as error:
+        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

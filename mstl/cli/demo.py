@@ -81,7 +81,7 @@ def command(out: Path, seed: int, ranks: int, fresh: bool) -> None:
     def headline(text: str) -> None:
         console.print(f"[bold cyan]{time.monotonic() - began:5.0f} s[/]  [bold]{text}[/]")
 
-    headline("Data: three synthetic sources in their raw layouts, converted to tar shards")
+    headline("Data: three synthetic sources in their raw layouts, converted to tar shards, checked for leakage")
     _make_shards(out, seed)
     for number, run in enumerate(RUNS, start=1):
         headline(f"Training {number} of {len(RUNS)}: {run.name}")
@@ -132,8 +132,10 @@ def _claim(out: Path, seed: int) -> None:
 
 def _make_shards(out: Path, seed: int) -> None:
     from mstl.cli.progress import rich_progress
+    from shards.leakage import compare, open_sets
     from shards.sample import write_samples
     from shards.sources import read_source
+    from shards.verdicts import read_verdicts, save_verdicts
     from shards.writer import WriteOptions, write_shards
 
     with rich_progress() as progress:
@@ -141,6 +143,11 @@ def _make_shards(out: Path, seed: int) -> None:
         for source in SOURCES:
             listing = read_source(source, out / "raw" / source)
             write_shards(listing, out / "shards" / source, WriteOptions(seed=seed), progress)
+        sets = open_sets([out / "shards" / source for source in SOURCES])
+        if not all(read_verdicts(one.folder, one.digest) for one in sets):
+            verdicts = [finding.verdict for finding in compare(sets, progress=progress)]
+            for one in sets:
+                save_verdicts(one.folder, one.digest, verdicts)
 
 
 def _train(out: Path, run: Run, seed: int, ranks: int) -> None:

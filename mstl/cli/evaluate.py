@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mstl.cli.store_options import SHARD_SET, cache_options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,9 +16,12 @@ if TYPE_CHECKING:
 @click.command("evaluate", context_settings={"show_default": True})
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", help="Which split: train, val or test.")
-@click.option("--shards", type=click.Path(path_type=Path), help="Another shard set.  [default: the run's own]")
+@click.option("--shards", type=SHARD_SET, metavar="DIR|URL", help="Another shard set.  [default: the run's own]")
+@cache_options
 @click.option("--batch", type=click.IntRange(1), default=64, help="Images at a time; it changes no result.")
-def command(run: Path, split: str, shards: Path | None, batch: int) -> None:
+def command(
+    run: Path, split: str, shards: str | Path | None, cache: Path | None, cache_limit: int | None, batch: int
+) -> None:
     """Measure RUN on a split and write metrics, predictions and figures to RUN/evaluation/SPLIT.
 
     \b
@@ -33,9 +38,11 @@ def command(run: Path, split: str, shards: Path | None, batch: int) -> None:
 
     from mstl.cli.progress import rich_progress
     from mstl.evaluation.evaluate import evaluate_run
+    from shards.cache import CacheOptions
 
+    copies = CacheOptions(folder=cache, limit_bytes=cache_limit)
     with rich_progress() as progress:
-        body = evaluate_run(run, split=split, shards=shards, batch=batch, progress=progress)
+        body = evaluate_run(run, split=split, shards=shards, batch=batch, cache=copies, progress=progress)
     console = Console()
     console.print(_table(run, body))
     console.print(f"Written to {run / 'evaluation' / split}", highlight=False, soft_wrap=True)

@@ -7,18 +7,22 @@ from importlib import import_module
 import click
 
 from mstl import __version__
-from mstl.cli.boundary import exit_with
+from mstl.cli.boundary import exit_with, take_sigterm
 
 # Name → what `mstl --help` says of it; each lives in mstl/cli/NAME.py as `command`. Listing them here keeps
 # `mstl --help` free of torch, DALI and DeepSpeed.
 COMMANDS = {
     "sample": "Write the synthetic sample data in the real raw layouts.",
     "shard": "Convert raw images to tar shards.",
+    "inspect": "Show what is in a shard set, with a contact sheet.",
     "verify": "Check a shard set against its manifest, byte for byte.",
+    "leakage": "Find what the splits of shard sets share and must not.",
+    "locate": "Find the lungs in CT slices and show the five regions.",
     "train": "Train one stage.",
     "evaluate": "Measure a trained run on a split.",
     "explain": "Draw Grad-CAM and attention heatmaps of a run.",
     "report": "Write one HTML report of several runs.",
+    "bench": "Measure throughput against named peers.",
     "demo": "Run the whole chain on the sample data.",
 }
 
@@ -57,7 +61,8 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 an expected failure, 2 usage, 3 a bug (with traceback), 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 an expected failure, 2 usage, 3 a bug (with traceback), 130/143 stopped."""
+    take_sigterm()
     exit_with(lambda: group.main(standalone_mode=False))
 
 

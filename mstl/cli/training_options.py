@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mstl.cli.store_options import CACHE_OPTIONS, SHARD_SET
 from shards.schema import MAX_SEED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -19,7 +20,10 @@ STAGE_NAMES = ("stl_n", "stl_m", "sstl_m", "finetune")
 _OPTIONS = (
     click.option("--stage", type=click.Choice(STAGE_NAMES), required=True, help="What to train."),
     click.option("--model", default="resnet50-attn5", help="resnet14, 26, 50 or 101 with -attn0, -attn1 or -attn5."),
-    click.option("--shards", type=click.Path(path_type=Path), help="Shard set.  [default: data/shards/SOURCE]"),
+    click.option(
+        "--shards", type=SHARD_SET, metavar="DIR|URL", help="Shard set, or its URL.  [default: data/shards/SOURCE]"
+    ),
+    *CACHE_OPTIONS,
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/STAGE]"),
     click.option(
         "--init-from",
@@ -43,6 +47,12 @@ _OPTIONS = (
     click.option(
         "--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe."
     ),
+    click.option(
+        "--waive-leakage",
+        multiple=True,
+        metavar="NAME",
+        help="Train in spite of a finding of mstl leakage, named as it prints it; the run records that.",
+    ),
 )
 
 
@@ -60,6 +70,9 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
         if name == "overrides":
             for text in value:
                 arguments += ["--set", text]
+        elif name == "waive_leakage":
+            for text in value:
+                arguments += ["--waive-leakage", text]
         elif value is not None:
             arguments += [f"--{name.replace('_', '-')}", str(value)]
     return arguments

@@ -20,6 +20,7 @@ from mstl.evaluation.metrics import as_json, classification_metrics, confusion_c
 from mstl.evaluation.subject import open_subject
 from mstl.runs import now, software
 from pipelines.batch import Batch
+from shards.cache import CacheOptions
 from shards.files import sha256_file, write_atomic
 from shards.progress import QUIET, Progress
 from shards.read import read_records
@@ -97,7 +98,13 @@ def positive_class(classes: Sequence[str]) -> int | None:
 
 
 def evaluate_run(
-    run: Path, *, split: str, shards: Path | None = None, batch: int = 64, progress: Progress = QUIET
+    run: Path,
+    *,
+    split: str,
+    shards: str | Path | None = None,
+    batch: int = 64,
+    cache: CacheOptions = CacheOptions(),  # noqa: B008 - frozen
+    progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """Evaluate a run on a split and write RUN/evaluation/SPLIT/; returns what metrics.json holds.
 
@@ -105,7 +112,7 @@ def evaluate_run(
     as `open_subject` does.
     """
     out = run / "evaluation" / split
-    subject = open_subject(run, split=split, shards=shards, out=out / "metrics.json", progress=progress)
+    subject = open_subject(run, split=split, shards=shards, out=out / "metrics.json", cache=cache, progress=progress)
     manifest, folder = subject.manifest, subject.folder.resolve()
     loader = subject.loader(batch)
     try:
@@ -124,7 +131,7 @@ def evaluate_run(
         "positive": None if positive is None else manifest.classes[positive],
         "metrics": as_json(metrics),
         "shards": {
-            "path": str(folder),
+            "path": subject.origin,
             "digest": manifest.digest(),
             "source": manifest.source,
             "same_as_run": subject.same_as_run,

@@ -17,6 +17,7 @@ from mstl.models.attention import AttentionBlock
 from mstl.models.classifier import Classifier
 from mstl.study.figures import image_grid
 from pipelines.recipe import IMAGENET_MEAN, IMAGENET_STD
+from shards.cache import CacheOptions
 from shards.errors import MstlError
 from shards.files import write_atomic
 from shards.progress import QUIET, Progress
@@ -117,7 +118,14 @@ def heatmap_grid(classifier: Classifier, x: Tensor, class_indices: list[int], *,
 
 
 def explain_run(
-    run: Path, *, split: str, count: int, out: Path, shards: Path | None = None, progress: Progress = QUIET
+    run: Path,
+    *,
+    split: str,
+    count: int,
+    out: Path,
+    shards: str | Path | None = None,
+    cache: CacheOptions = CacheOptions(),  # noqa: B008 - frozen
+    progress: Progress = QUIET,
 ) -> int:
     """Write the heatmap grid of the first `count` positives of a split as PNG; returns how many there were.
 
@@ -125,10 +133,10 @@ def explain_run(
     classes the first images of any class are explained for their own class. Raises MstlError as `open_subject` does,
     when the split has no positive, and for more images than a picture can hold.
     """
-    subject = open_subject(run, split=split, shards=shards, out=out, progress=progress)
+    subject = open_subject(run, split=split, shards=shards, out=out, cache=cache, progress=progress)
     manifest, classifier = subject.manifest, subject.classifier
     positive = positive_class(manifest.classes)
-    there = manifest.samples(split) if positive is None else manifest.class_counts(split)[positive]
+    there = manifest.samples(split) if positive is None else manifest.class_counts[split][positive]
     count = min(count, there)
     if count > MOST_IMAGES:
         raise MstlError(

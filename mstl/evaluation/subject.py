@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,8 +12,10 @@ from mstl.models.classifier import Classifier
 from mstl.runs import RunRecord, load_classifier
 from mstl.study.checks import check_output, read_record
 from pipelines.loader import Loader
+from shards.cache import CacheOptions, local_set
 from shards.errors import MstlError
 from shards.progress import Progress
+from shards.remote_store import is_url, shown
 from shards.schema import Manifest, load_manifest
 from shards.verify import check_content
 
@@ -22,6 +24,7 @@ from shards.verify import check_content
 class Subject:
     """A classifier on its device in evaluation mode, and one split of the shard set in `folder`.
 
+    origin: the set's URL or absolute path, as it may be printed and recorded; `folder` is then a local copy.
     same_as_run: whether the shard set is the one that the run was trained with.
     """
 
@@ -29,14 +32,16 @@ class Subject:
     classifier: Classifier
     device: torch.device
     folder: Path
+    origin: str
     manifest: Manifest
     same_as_run: bool
     split: str
 
     def loader(self, batch: int) -> Loader:
         """One pass over the split in order: resize, centre crop, normalise; on the GPU where there is one."""
+        inputs = self.record.evaluation_inputs
         return Loader(
-            self.record.evaluation_inputs,
+            replace(inputs, bits=16 if inputs.is_grey and self.manifest.deep else 8),
             self.folder,
             self.split,
             rank=0,
@@ -50,10 +55,13 @@ class Subject:
         )
 
 
-def open_subject(run: Path, *, split: str, shards: Path | None, out: Path, progress: Progress) -> Subject:
+def open_subject(
+    run: Path, *, split: str, shards: str | Path | None, out: Path, cache: CacheOptions, progress: Progress
+) -> Subject:
     """A run and the split it is shown, read and compared with what their records say.
 
-    Without `shards` the run's own shard set is taken, and only if it is still the one of the record. Raises MstlError
+    Without `shards` the run's own shard set is taken, and only if it is still the one of the record. Of a set at a URL
+    the split is brought into the cache. Raises MstlError
     for an unfinished run, for one without a classifier, for another shard set or other classes than the run's, for an
     unknown split, for shards whose bytes are not those of their manifest, and when `out`, the file to be written from
     it, cannot be.
@@ -66,7 +74,9 @@ def open_subject(run: Path, *, split: str, shards: Path | None, out: Path, progr
             why=f"it is not finished (status: {record.status})",
             remedy=f"Continue it: mstl train --stage {record.stage} --out {record.path} with its own options",
         )
-    folder, manifest, same = matching_shards(record, shards)
+    where = record.shards if shards is None else shards
+    folder, manifest, same = matching_shards(record, shards, cache)
+    local_set(where, cache=cache, splits=(split,), tars=True, progress=progress)
     check_content(folder, manifest, split, progress)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = load_classifier(record).to(device)
@@ -75,31 +85,34 @@ def open_subject(run: Path, *, split: str, shards: Path | None, out: Path, progr
         classifier=classifier,
         device=device,
         folder=folder,
+        origin=shown(where) if is_url(where) else str(folder.resolve()),
         manifest=manifest,
         same_as_run=same,
         split=split,
     )
 
 
-def matching_shards(record: RunRecord, shards: Path | None) -> tuple[Path, Manifest, bool]:
-    """The shard set to evaluate on, its manifest and whether it is the one the run was trained with.
+def matching_shards(record: RunRecord, shards: str | Path | None, cache: CacheOptions) -> tuple[Path, Manifest, bool]:
+    """The folder of the shard set to evaluate on, its manifest and whether it is the one the run was trained with.
 
-    Raises MstlError when the classes differ, or when the run's own shard set has changed since.
+    Of a set at a URL no more than the manifest is brought here. Raises MstlError when the classes differ, or when the
+    run's own shard set has changed since.
     """
-    folder = record.shards if shards is None else shards
+    where = record.shards if shards is None else shards
+    folder, name = local_set(where, cache=cache, splits=(), tars=False), shown(where)
     manifest = load_manifest(folder)
     if list(manifest.classes) != list(record.classes):
         raise MstlError(
-            f"shard set {folder}",
+            f"shard set {name}",
             why=f"its classes are {_listed(manifest.classes)}, those of run {record.path} {_listed(record.classes)}",
             remedy="Name a shard set with the same classes in the same order with --shards",
         )
     same = manifest.digest() == record.shards_digest
     if not same and shards is None:
         raise MstlError(
-            f"shard set {folder}",
+            f"shard set {name}",
             why=f"it has changed since run {record.path} was trained on it",
-            remedy=f"Evaluate on it knowingly with --shards {folder}",
+            remedy=f"Evaluate on it knowingly with --shards {name}",
         )
     return folder, manifest, same
 

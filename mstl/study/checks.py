@@ -42,6 +42,23 @@ class PrintedPart(Part):
     why: str
 
 
+class NamedPart(Part):
+    name: str
+
+
+class VerdictPart(NamedPart):
+    text: str
+    outcome: str
+    unknown: int
+
+
+class LeakagePart(Part):
+    state: str
+    missing: list[str]
+    verdicts: list[VerdictPart]
+    waived: list[NamedPart]
+
+
 class RunPart(Part):
     """run.json; its recipe and inputs are read by the program that trains."""
 
@@ -57,6 +74,7 @@ class RunPart(Part):
     parent: ParentPart | None
     shards: ShardsPart
     carry: CarryPart | None
+    leakage: LeakagePart | None = None  # runs before the gate have none
     software: dict[str, str]
     device: str
     git: str | None

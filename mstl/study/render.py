@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def _environment() -> Environment:
         duration=_duration,
         stage=_stage,
         breakable=_breakable,
+        leakage=_leakage,
         value=_value,
     )
     return environment
@@ -98,6 +100,16 @@ def _stage(name: str) -> tuple[str, str]:
 def _breakable(name: str) -> Markup:
     """A run's name that may go on in the next line behind an underscore or slash."""
     return Markup(str(escape(name)).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+
+
+def _leakage(known: Mapping[str, Any] | None) -> list[str]:
+    """What a run recorded of leakage, a line each; the first says how far its data had been checked."""
+    if known is None:
+        return ["not recorded"]
+    waived = {entry["name"] for entry in known["waived"]}
+    lines = [f"waived: {v['name']} ({v['text']})" for v in known["verdicts"] if v["name"] in waived]
+    lines += [f"{v['name']}: {v['text']}" for v in known["verdicts"] if v["unknown"] and v["name"] not in waived]
+    return [known["state"], *lines, *(f"not compared: {what}" for what in known["missing"])]
 
 
 def _value(value: Any) -> str:

@@ -31,7 +31,6 @@ def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes"
         bytes=1,
         sha256="0" * 64,
         index_sha256="0" * 64,
-        class_counts=(4, 4),
     )
     folder.mkdir(parents=True)
     Manifest(
@@ -43,6 +42,9 @@ def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes"
         seed=0,
         tool_version="test",
         refused=0,
+        duplicates=0,
+        class_counts={"train": (4, 4)},
+        titles={},
     ).save(folder)
     return folder
 

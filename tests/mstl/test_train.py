@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines.batch import Batch
 from pipelines.loader import Loader
 from pipelines.recipe import evaluation
 from shards.errors import MstlError
+from shards.index import read_index
 
 
 class Stage:
@@ -94,6 +96,7 @@ class Watch:
     stop_at: int | None = None
     requested: bool = False
     entries: list[Mapping[str, Any]] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
 
     def start(self, step: int) -> None: ...
 
@@ -105,6 +108,9 @@ class Watch:
         self.entries.append(entry)
 
     def note(self, text: str) -> None: ...
+
+    def alert(self, text: str) -> None:
+        self.alerts.append(text)
 
 
 def recipe(*fields: str) -> Recipe:
@@ -121,6 +127,7 @@ def make(sets: Path, run: Path, scores: list[float], watch: Watch, *fields: str)
             evaluation(32), sets / "covid19-ct", split,
             rank=0, world=1, batch=8, epochs=3, device="cpu", seed=0, shuffle=split == "train",
             remainder="keep" if split == "train" else "pad", threads=1,
+            max_bad=chosen.data.max_bad if split == "train" else 0.0,
         )  # fmt: skip
 
     run.mkdir(exist_ok=True)
@@ -153,6 +160,24 @@ def test_every_step_and_every_validation_is_logged_in_order(sample_sets: Path, t
     assert training.engine.rates == pytest.approx([0.1] * 6 + [0.01] * 3)
     assert isinstance(training.stage, Stage)
     assert training.stage.after == 9
+
+
+def test_an_unreadable_image_ends_training_or_is_skipped_and_told(sample_sets: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample_sets / "covid19-ct", tmp_path / "covid19-ct")
+    tar = tmp_path / "covid19-ct/train/000000.tar"
+    image = read_index(tar.with_suffix(".idx"))[0][0]
+    assert image.ext in ("jpg", "png")
+    data = bytearray(tar.read_bytes())
+    data[image.offset : image.offset + 8] = b"<html>!!"
+    tar.write_bytes(data)
+    with pytest.raises(MstlError, match=r"sample 0 in .*data\.max_bad"):
+        train(make(tmp_path, tmp_path / "strict", [0.5] * 3, Watch()))
+    watch = Watch()
+    assert train(make(tmp_path, tmp_path / "run", [0.5] * 3, watch, "data.max_bad=0.05"))
+    [alert] = watch.alerts
+    assert alert.startswith("skipped sample 0 in ") and "cannot be read" in alert
+    counted = [line.get("unreadable", 0) for line in read_metrics(tmp_path / "run") if "split" not in line]
+    assert len(counted) == 9 and counted[-1] == 1 and sorted(counted) == counted
 
 
 @pytest.mark.parametrize(("select", "chosen"), [("best", 2), ("last", 3)])
