@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from shards.progress import Progress
 
-CHUNKS = (1, 8, 32, 40, 128, 1000)
+CHUNKS = (1, 8, 10, 32, 40, 128, 1000)
 SHUFFLED = "DALI's shuffle"
 """random_shuffle with initial_fill 1024 and shuffle_after_epoch: what DALI offers without a plan."""
 INITIAL_FILL = 1024

@@ -2,124 +2,266 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import os
+from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from launch.batches import split
+from launch.compiling import compile_networks
+from launch.config import build_config, check_read_back
+from launch.gradients import GradientBuckets
+from launch.scaling import LossScale
+from mstl.distributed import rank, world_size
+from mstl.engine import Snapshot, StepResult
+from mstl.failures import RankLostError
+from mstl.optim import build_optimizer
+from mstl.precision import autocast_dtype
 from mstl.recipes import Recipe
 from pipelines.batch import Batch
 from shards.errors import MstlError
 
-# For joining; DeepSpeed makes its own group for gradients with torch's default (gloo 30 minutes, NCCL 10).
 TIMEOUT = timedelta(minutes=10)
-CONFIG = Path(__file__).parent / "configs" / "default.json"
+TIMEOUT_VARIABLE = "MSTL_GROUP_TIMEOUT"
+"""Seconds that a rank waits for the others, in joining and in every exchange, instead of TIMEOUT."""
 
 
 def start_processes() -> None:
     """Join the process group that the launcher's environment describes; raises MstlError when it cannot be formed."""
     import deepspeed
     import deepspeed.ops
+    from deepspeed.utils import logger
 
+    # Its warnings (an "untested optimizer" under ZeRO, every overflow) are about what is tested and told here.
+    logger.setLevel(logging.ERROR)
     # The shared-memory op is compiled on first use (a minute, and a crash without a compiler); gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    limit = _timeout()
     if os.environ["WORLD_SIZE"] == "1":
         # Alone there is nobody to meet: no port is opened, and none can be taken. DeepSpeed joins what it finds.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
-        deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
     except (RuntimeError, ValueError) as error:
         raise MstlError(
             f"process group of {os.environ['WORLD_SIZE']} ranks",
             why=f"it could not be formed ({str(error).splitlines()[0]})",
             remedy="Check that {MASTER_ADDR}:{MASTER_PORT} is free and that every node reaches it".format(**os.environ),
         ) from error
+    _limit_deepspeeds_group(limit)
+
+
+def _timeout() -> timedelta:
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if text is None:
+        return TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise MstlError(
+            f"{TIMEOUT_VARIABLE}={text}", why="it is no number of seconds", remedy="Set it to 600, or leave it unset"
+        )
+    return timedelta(seconds=seconds)
+
+
+def _limit_deepspeeds_group(limit: timedelta) -> None:
+    """Give DeepSpeed the group that it would make itself, with torch's timeout (gloo 30 minutes) in place of ours."""
+    from deepspeed.utils import groups
+
+    # Private, and the only way: a DeepSpeed that has renamed it must not go on with the long wait unnoticed.
+    if not hasattr(groups, "_WORLD_GROUP") or not hasattr(groups, "_clone_world_group"):
+        raise RuntimeError("this DeepSpeed has no groups._WORLD_GROUP: its timeout cannot be set")
+    groups._WORLD_GROUP = dist.new_group(timeout=limit)
+    if groups._clone_world_group() is not groups._WORLD_GROUP:
+        raise RuntimeError("this DeepSpeed makes its group elsewhere: its timeout cannot be set")
+
+
+class _Autocast(nn.Module):
+    """What DeepSpeed calls: a module under autocast, which DeepSpeed would switch off if it were entered outside."""
+
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.module = module
+        self._autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with self._autocast:
+            return cast(dict[str, Tensor], self.module(batch))
 
 
 class DeepSpeedEngine:
-    """A DeepSpeed engine at ZeRO stage 0 with torch.autocast: parameters and BatchNorm stay in float32."""
+    """A DeepSpeed engine at ZeRO stage 0, 1 or 2 with torch.autocast: parameters and BatchNorm stay in float32.
+
+    At stage 0 DeepSpeed's reduction behind backward gives way to our own during it (`launch.gradients`), which also
+    clips; at 1 and 2 both are DeepSpeed's.
+    """
 
     def __init__(self, module: nn.Module, recipe: Recipe, device: torch.device) -> None:
         """Move the module to the device and wrap it; all ranks call it (parameters are broadcast from rank 0)."""
         import deepspeed
 
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optim = recipe.optim
-        self._engine, *_ = deepspeed.initialize(
-            model=module.to(device),
-            optimizer=torch.optim.SGD(
-                trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, foreach=True
-            ),
-            config=_config(recipe, device),
-        )
-        # DeepSpeed clips at 1.0 where the key is missing or misspelt, and says nothing.
-        if self._engine.gradient_clipping() != optim.clip:
-            raise RuntimeError(f"DeepSpeed clips at {self._engine.gradient_clipping()}, not at {optim.clip}")
-        # Before initialize() channels_last weights crash DeepSpeed's broadcast.
-        self._engine.module.to(memory_format=torch.channels_last)
         self._device = device
-        self._trained = trained
+        self._module = module
+        self._clip = recipe.optim.clip
+        self._parts = recipe.engine.accumulate
+        dtype = autocast_dtype(recipe.precision, device)
+        self._scale = LossScale() if dtype == torch.float16 else None
+        config = build_config(recipe, world_size())
+        module.to(device)
+        if recipe.engine.compile:
+            compile_networks(module)
+        self._engine, *_ = deepspeed.initialize(
+            model=_Autocast(module, device, dtype),
+            optimizer=build_optimizer(module.named_parameters(), recipe.optim),
+            config=config.model_dump(),
+        )
+        check_read_back(config, self._engine)
+        self._kept = [value.clone() for value in self._running()] if self._scale is not None else []
+        self._buckets: GradientBuckets | None = None
+        if recipe.engine.zero == 0:
+            # Before initialize() channels_last weights crash DeepSpeed's broadcast; ZeRO 1 and 2 have flattened them.
+            module.to(memory_format=torch.channels_last)
+            self._engine.enable_backward_allreduce = False
+            self._buckets = GradientBuckets([p for p in module.parameters() if p.requires_grad])
 
     @property
     def module(self) -> nn.Module:
-        return cast(nn.Module, self._engine.module)
+        return self._module
 
     @property
     def device(self) -> torch.device:
         return self._device
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self._engine(batch))
-
-    def backward(self, loss: Tensor) -> float:
-        self._engine.backward(loss)
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
-
-    def step(self, lr: float) -> None:
+    def update(self, batch: Batch, lr: float) -> StepResult:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
-
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-
-    def load(self, folder: Path) -> None:
+        if self._scale is not None:
+            torch._foreach_copy_(self._kept, self._running())
         try:
-            path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            losses = self._forward_and_backward(batch)
+            norm = self._step()
         except RuntimeError as error:
+            if not _is_between_ranks(error):
+                raise
+            raise RankLostError(
+                f"rank {rank()} of {world_size()}",
+                why=f"another rank did not take part in the step ({str(error).splitlines()[0]})",
+                remedy="Look for the first error of another rank or node; the same command continues from the last "
+                f"checkpoint ({TIMEOUT_VARIABLE} sets for how many seconds a rank waits)",
+            ) from error
+        stop = ""
+        if self._scale is not None:
+            self._scale = self._scale.after(norm)
+            if not math.isfinite(norm):
+                # Activations that overflow on the way forward leave their mark on the running statistics.
+                torch._foreach_copy_(self._running(), self._kept)
+            if self._scale.exhausted:
+                stop = f"{self._scale.skipped} updates in a row overflowed float16, down to a loss scale of "
+                stop += f"{self._scale.factor:g}"
+        elif not math.isfinite(norm):
+            stop = "the gradient is not finite"
+        return StepResult(losses=losses, norm=norm, applied=math.isfinite(norm), stop=stop)
+
+    def _forward_and_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Accumulate the gradients of a batch, part by part; returns the means of the losses over the batch."""
+        scale = 1.0 if self._scale is None else self._scale.factor
+        factor = 1.0
+        if self._buckets is not None:
+            factor = scale / world_size()  # so that sums over the ranks are means
+        elif self._scale is not None:
+            self._engine.optimizer.override_loss_scale(scale)  # ZeRO multiplies, divides and averages itself
+        parts = split(batch, self._parts)
+        total: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            last = number + 1 == len(parts)
+            self._engine.set_gradient_accumulation_boundary(last)
+            if last and self._buckets is not None:
+                self._buckets.arm()
+            losses: dict[str, Tensor] = self._engine(part)
+            share = len(part) / len(batch)
+            self._engine.backward(losses["loss"] * (share * factor) if share * factor != 1 else losses["loss"])
+            for name, value in losses.items():
+                value = value.detach() * share if share != 1 else value.detach()
+                total[name] = total[name] + value if name in total else value
+        return total
+
+    @torch.no_grad()
+    def _step(self) -> float:
+        """Apply the accumulated gradients if they are finite; returns their norm before clipping."""
+        if self._buckets is None:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        gradients = self._buckets.finish()
+        if self._scale is not None:
+            torch._foreach_mul_(gradients, 1 / self._scale.factor)
+        norm = float(nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self._engine.zero_grad()
+            return norm
+        if self._clip and norm > self._clip:
+            torch._foreach_mul_(gradients, self._clip / norm)
+        self._engine.step()
+        return norm
+
+    def _running(self) -> list[Tensor]:
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        return [value for name, value in self._module.named_buffers() if name.endswith(names)]
+
+    def snapshot(self) -> Snapshot:
+        optimizer = self._engine.optimizer
+        shared: dict[str, Any] = {"scale": None if self._scale is None else self._scale.to_dict()}
+        own: dict[str, Any] = {}
+        if self._buckets is None:
+            own["optimizer"] = _to_host(optimizer.optimizer.state_dict())
+        if rank() != 0:
+            return Snapshot(shared=None, own=own)
+        shared["module"] = _to_host(self._module.state_dict())
+        if self._buckets is not None:
+            shared["optimizer"] = _to_host(optimizer.state_dict())
+        return Snapshot(shared=shared, own=own)
+
+    def restore(self, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        optimizer = self._engine.optimizer
+        try:
+            self._module.load_state_dict(shared["module"])
+            if self._buckets is None:
+                optimizer.refresh_fp32_params()  # ZeRO's flat copy of this rank's part, which it updates
+                optimizer.optimizer.load_state_dict(own["optimizer"])
+            else:
+                optimizer.load_state_dict(shared["optimizer"])
+        except (RuntimeError, KeyError, ValueError) as error:
             raise MstlError(
-                f"checkpoint {folder}",
-                why=f"it does not fit this network ({str(error).splitlines()[0]})",
+                "checkpoint",
+                why=f"it does not fit this network or this engine.zero ({str(error).splitlines()[0]})",
                 remedy="Name the run's own network with --model, or another folder with --out",
             ) from error
-        if path is None:
-            raise MstlError(f"checkpoint {folder}", why="DeepSpeed found nothing in it", remedy="Delete that folder")
+        if self._scale is not None and shared["scale"] is not None:
+            self._scale = LossScale(**shared["scale"])
 
 
-def autocast_dtype(recipe: Recipe, device: torch.device) -> str | None:
-    """The dtype of torch.autocast, or None for float32."""
-    choice = recipe.precision.autocast
-    if choice == "auto":
-        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return None if choice == "off" else "bfloat16"
+def _is_between_ranks(error: RuntimeError) -> bool:
+    """Whether an exchange failed: NCCL has a type for it, gloo raises RuntimeError with its source file's name."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def _config(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    world = int(os.environ["WORLD_SIZE"])
-    config: dict[str, Any] = json.loads(CONFIG.read_text())
-    config["train_micro_batch_size_per_gpu"] = recipe.data.batch_size // world
-    config["gradient_clipping"] = recipe.optim.clip
-    dtype = autocast_dtype(recipe, device)
-    if dtype is not None:
-        config["torch_autocast"] = {"enabled": True, "dtype": dtype}
-    return config
+def _to_host(state: Any) -> Any:
+    """A copy in host memory of all tensors in nested containers; strides are kept."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _to_host(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [_to_host(value) for value in state]
+    return state

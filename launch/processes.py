@@ -6,11 +6,13 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
+import psutil
 import torch
 
-from mstl.cli.train import COMMAND_PID
+from mstl.cli.launcher import COMMAND_PID
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -45,38 +47,85 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _alive(process: int) -> bool:
+def launchers() -> list[psutil.Process]:
+    """The processes whose end means that nobody waits for this job any more: `mstl train` and deepspeed's runner.
+
+    Killed outright they cannot pass it on: what starts the ranks is a child of the runner and does not notice. Raises
+    psutil.NoSuchProcess when one of them is gone already.
+    """
+    found = []
+    if COMMAND_PID in os.environ:
+        found.append(psutil.Process(int(os.environ[COMMAND_PID])))
+    above = os.getppid()
+    if above == 0:  # the first process of a container: its parent cannot be seen from inside
+        return found
+    with suppress(psutil.AccessDenied):
+        parent = psutil.Process(above)
+        if "deepspeed.launcher.launch" in parent.cmdline():
+            runner = parent.parent()
+            if runner is not None and any("deepspeed" in word for word in runner.cmdline()):
+                found.append(runner)
+    return found
+
+
+def siblings() -> list[psutil.Process]:
+    """The other ranks that this rank's launcher has started on this machine; none for a process of its own."""
+    if os.environ["WORLD_SIZE"] == "1":
+        return []
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        family = psutil.Process(os.getppid()).children()
+        return [process for process in family if process.pid != os.getpid() and sys.argv[0] in process.cmdline()]
+    return []
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that has ended and was not waited for does not."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # somebody's, hence alive
-        return True
-    return True
 
 
 class StopSignal:
     """Remembers SIGTERM, SIGINT or SIGHUP; the training loop saves and leaves at its next step.
 
-    The second one ends the process at once. Install it when the loop is about to start: until then a signal has
-    nothing to save. The death of the `mstl train` that started this job, killed outright, counts as a signal too.
+    Ctrl-C after any of them ends the process at once; SIGTERM does not, since one request may come twice: from a
+    scheduler that signals every process, and from a launcher that passes it on. Install it when the loop is about to
+    start: until then a signal has nothing to save. The death of what started this job, killed outright, counts as a
+    signal too.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._command = int(os.environ.get(COMMAND_PID, "0"))
+        self._launchers: list[psutil.Process] = []
+        try:
+            self._launchers = launchers()
+        except psutil.NoSuchProcess:
+            self.signal = signal.SIGTERM
+        # Python's handlers run in the main thread alone, which may be blocked; this pipe is written in any case.
+        self._arrived, written = os.pipe()
+        for end in (self._arrived, written):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signal = number
+        self.signal = self.signal or number
+
+    def look(self) -> None:
+        """Learn of a signal that the main thread has not been able to take; for another thread to call."""
+        with suppress(BlockingIOError):
+            for number in os.read(self._arrived, 64):
+                if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    self.signal = self.signal or number
 
     @property
     def requested(self) -> bool:
-        return self.signal is not None or (self._command > 0 and not _alive(self._command))
+        return self.signal is not None or not all(map(alive, self._launchers))
 
     @property
     def exit_code(self) -> int:

@@ -15,15 +15,23 @@ import torch
 import torch.distributed as dist
 
 from launch.engine import DeepSpeedEngine, start_processes
-from launch.processes import StopSignal, device, local_rank, set_environment
+from launch.processes import StopSignal, device, local_rank, set_environment, siblings
+from launch.watchdog import Watchdog
 from mstl.build import build_loaders, build_module
+from mstl.carry import describe_carry
+from mstl.checkpoint import Checkpoint
 from mstl.cli.boundary import FAILED
 from mstl.cli.progress import rich_progress
 from mstl.distributed import rank, world_size
+from mstl.failures import RESTART_CAUSE, EveryRankError
 from mstl.job import Job, Request, check_world, plan_job, record
+from mstl.resume import restore
+from mstl.run_list import lock_path
 from mstl.runs import now, write_record
-from mstl.train import BEST_NAME, Training, restore, train
-from mstl.watch import ConsoleWatch, Silent
+from mstl.train import train
+from mstl.training import Training
+from mstl.watch import Watch, open_watch
+from mstl.watching.loggers import check_loggers
 from shards.errors import MstlError
 from shards.files import lock_file
 from shards.progress import QUIET
@@ -34,6 +42,7 @@ def run(request: Request) -> int:
     """Plan, build and train; returns the exit code: 0 finished, 128 + signal when stopped and saved."""
     set_environment()
     try:
+        check_loggers(tensorboard=request.tensorboard, wandb=request.wandb)
         with rich_progress() if local_rank() == 0 else nullcontext(QUIET) as progress:
             job = plan_job(request, progress)
         check_world(job, int(os.environ["WORLD_SIZE"]))
@@ -49,7 +58,11 @@ def run(request: Request) -> int:
     start_processes()
     try:
         with _sole_owner(job.out):
-            return _train(job, StopSignal())
+            return _train(job, StopSignal(), request)
+    except EveryRankError as error:
+        if rank() == 0:
+            raise
+        raise SystemExit(FAILED) from error
     finally:
         dist.destroy_process_group()
 
@@ -57,7 +70,7 @@ def run(request: Request) -> int:
 @contextmanager
 def _sole_owner(out: Path) -> Iterator[None]:
     """Hold the run folder's lock on rank 0; raises MstlError on every rank when another job trains into it."""
-    lock, path = None, out.parent / f".{out.name}.lock"
+    lock, path = None, lock_path(out)
     held = [True]
     if rank() == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +79,7 @@ def _sole_owner(out: Path) -> Iterator[None]:
     try:
         dist.broadcast_object_list(held, src=0)
         if not held[0]:
-            raise MstlError(
+            raise EveryRankError(
                 f"--out {out}",
                 why="another process trains into it",
                 remedy="Wait for it, stop it, or name another folder",
@@ -78,7 +91,7 @@ def _sole_owner(out: Path) -> Iterator[None]:
             os.close(lock)
 
 
-def _train(job: Job, stop: StopSignal) -> int:
+def _train(job: Job, stop: StopSignal, request: Request) -> int:
     torch.manual_seed(job.seed)
     stage, carry = build_module(job)
     loader, val_loader = build_loaders(job, rank=rank(), world=world_size(), device=device())
@@ -86,9 +99,20 @@ def _train(job: Job, stop: StopSignal) -> int:
     # Equal first weights on every rank, different dropout from here on.
     torch.manual_seed(job.seed * 65_536 + rank() + 1)
     epochs = job.recipe.optim.epochs
-    watch: ConsoleWatch | Silent = Silent()
+    body = record(job, world_size=world_size(), device=_device_name(), carry=carry)
+    body["steps"] = len(loader) * epochs
+    watch = Watch()
     if rank() == 0:
-        watch = ConsoleWatch(job.out.name, steps=len(loader) * epochs, epochs=epochs)
+        watch = open_watch(
+            job.out,
+            stage=job.spec.name,
+            steps=body["steps"],
+            epochs=epochs,
+            config=body,
+            line_seconds=request.log_seconds,
+            tensorboard=request.tensorboard,
+            wandb=request.wandb,
+        )
     training = Training(
         name=job.spec.name,
         stage=stage,
@@ -100,7 +124,6 @@ def _train(job: Job, stop: StopSignal) -> int:
         watch=watch,
         stop=stop,
     )
-    body = record(job, world_size=world_size(), device=_device_name(), carry=carry)
     began = time.monotonic()
 
     def write(status: str) -> None:
@@ -109,13 +132,23 @@ def _train(job: Job, stop: StopSignal) -> int:
             ended = now() if status == "finished" else None
             write_record(job.out, {**body, "status": status, "finished": ended, "wall_seconds": wall})
 
-    with closing(loader), closing(val_loader) if val_loader is not None else nullcontext(), watch:
+    watchdog = Watchdog(
+        training,
+        stop,
+        siblings(),
+        rank=rank(),
+        ranks=world_size(),
+        limit_seconds=request.hang_timeout,
+        last_words=lambda: write("failed"),
+    )
+    with closing(loader), closing(val_loader) if val_loader is not None else nullcontext(), watch, watchdog:
         watch.note(_first_line(job, carry))
-        for note in job.leakage.notes:
+        for note in (*job.notes, *job.leakage.notes):
             watch.note(note)
-        done = restore(training)
-        if done:
-            watch.note(f"continues behind step {done}")
+        checkpoint = restore(training)
+        body |= {"world_changes": _world_changes(job, checkpoint), "restarts": _restarts(job, training.done)}
+        if checkpoint is not None:
+            watch.note(_continues(checkpoint))
         elif job.previous is not None:
             watch.note("an earlier start had saved nothing yet: starts at step 0")
         if val_loader is None and job.recipe.checkpoint.select == "best":
@@ -131,17 +164,39 @@ def _train(job: Job, stop: StopSignal) -> int:
         write("finished" if finished else "interrupted")
         if not finished:
             watch.note(f"stopped and saved at step {training.done}; the same command continues")
-    if finished and rank() == 0:
-        (job.out / BEST_NAME).unlink(missing_ok=True)
     return 0 if finished else stop.exit_code
+
+
+def _world_changes(job: Job, checkpoint: Checkpoint | None) -> list[dict[str, int]]:
+    """The steps behind which the number of ranks changed; of a checkpoint that was given up nothing is kept."""
+    if job.previous is None or checkpoint is None:
+        return []
+    held: list[dict[str, int]] = job.previous.body.get("world_changes", [])
+    changes = [change for change in held if change["step"] < checkpoint.step]
+    if checkpoint.ranks != world_size():
+        changes.append({"step": checkpoint.step, "from": checkpoint.ranks, "to": world_size()})
+    return changes
+
+
+def _restarts(job: Job, step: int) -> list[dict[str, Any]]:
+    """How often `mstl train --max-restarts` had to start the job again, behind which step, and why."""
+    held: list[dict[str, Any]] = [] if job.previous is None else job.previous.body.get("restarts", [])
+    cause = os.environ.get(RESTART_CAUSE)
+    return held if cause is None else [*held, {"step": step, "at": now(), "cause": cause}]
+
+
+def _continues(checkpoint: Checkpoint) -> str:
+    text = f"continues behind step {checkpoint.step}"
+    if checkpoint.ranks != world_size():
+        text += f", on {world_size()} ranks instead of {checkpoint.ranks}: no longer bit for bit the run that it was"
+    return text
 
 
 def _first_line(job: Job, carry: dict[str, Any] | None) -> str:
     origin = "random weights"
     if job.parent is not None and carry is not None:
-        origin = f"{job.parent.run or job.parent.weights} ({carry['carried']} weights carried, "
-        origin += f"{len(carry['new'])} new, {len(carry['dropped'])} dropped)"
-    images = job.manifest.samples("train")
+        origin = f"{job.parent.run or job.parent.weights} ({describe_carry(carry)})"
+    images = job.manifest.samples(job.train_split)
     return (
         f"{job.model} on {images} images of {job.origin}, {world_size()} x {_device_name()}, from {origin} -> {job.out}"
     )

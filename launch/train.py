@@ -9,6 +9,7 @@ import click
 
 from mstl.cli.boundary import exit_with
 from mstl.cli.training_options import training_options
+from mstl.failures import report_exit
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -22,7 +23,11 @@ def main(local_rank: str | None, **options: Any) -> None:  # noqa: ARG001 - see 
     deepspeed --num_gpus 2 launch/train.py --stage finetune --set optim.epochs=50
     """
     rank = os.environ.get("RANK", "0")
-    exit_with(lambda: _train(options), prefix="Error" if rank == "0" else f"Error on rank {rank}")
+    try:
+        exit_with(lambda: _train(options), prefix="Error" if rank == "0" else f"Error on rank {rank}")
+    except SystemExit as leaving:
+        report_exit(leaving.code if isinstance(leaving.code, int) else 1)
+        raise
 
 
 def _train(options: dict[str, Any]) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from mstl.carry import carry_over
 from mstl.job import Job, Parent
 from mstl.models.registry import build_backbone
 from mstl.models.resnet import ResNet
 from mstl.runs import open_run
 from mstl.stages import Stage, build_stage
-from mstl.weights import carry_over, load_weights
+from mstl.weights import load_weights
 from pipelines.loader import Loader
 from shards.errors import MstlError
 from shards.files import sha256_file
@@ -21,7 +22,7 @@ from shards.files import sha256_file
 def build_module(job: Job) -> tuple[Stage, dict[str, Any] | None]:
     """The stage with its first weights, and the account of the weights carried over from its parent.
 
-    The account goes into run.json: {"carried": number, "new": [names], "dropped": [names]}; None without a parent.
+    The account is that of `CarryReport.to_dict` and goes into run.json; None without a parent.
     Draws from torch's global generator: seed it first, alike on all ranks.
     """
     backbone = build_backbone(job.model)
@@ -49,9 +50,9 @@ def _carry(job: Job, parent: Parent, backbone: ResNet) -> dict[str, Any]:
         raise MstlError(
             f"--init-from {parent.run or parent.weights}: {error.what}",
             why=f"{error.why}: the weights{owner} do not fit {job.model}",
-            remedy="Name weights of the same network, or their network with --model",
+            remedy=error.remedy,
         ) from error
-    return {"carried": len(report.carried), "new": list(report.new), "dropped": list(report.dropped)}
+    return report.to_dict()
 
 
 def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader | None]:
@@ -70,7 +71,7 @@ def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> t
         seed=job.seed,
         threads=recipe.data.workers,
     )
-    loader = make(job.train_inputs, split="train", shuffle=True, remainder=spec.remainder,
+    loader = make(job.train_inputs, split=job.train_split, shuffle=True, remainder=spec.remainder,
                   max_bad=recipe.data.max_bad)  # fmt: skip
     if not job.manifest.splits.get("val"):
         return loader, None

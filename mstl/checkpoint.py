@@ -1,91 +1,92 @@
-"""Checkpoints of a run: written aside, sealed by a digest file, renamed; an incomplete one is never loaded."""
+"""Checkpoints on disk: folders sealed by a file of digests; an incomplete one is never loaded.
+
+    checkpoints/step-N/   complete.json        step, number of ranks, size and digest of every other file
+                          shared.pt            what is equal on all ranks: weights, and the optimizer's state
+                          rank-R.pt            what is rank R's own: loader, random numbers, batch norm statistics
+                          best.safetensors     the weights of the best validation so far, if there was one
+    checkpoints/.*        being written or removed; rubbish after a crash
+
+The files are torch's, read with weights_only, and not DeepSpeed's own: its save makes all ranks wait for the disk, its
+load runs whatever code the file holds, and its files of another number of ranks cannot be read.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mstl.distributed import barrier, rank, world_size
-from mstl.engine import Engine
+from mstl.distributed import rank, world_size
 from shards.errors import MstlError
 from shards.files import sha256_file, sync, write_atomic
 
 SEAL_NAME = "complete.json"
+SHARED_NAME = "shared.pt"
+BEST_NAME = "best.safetensors"
+VERSION = 2
 
 
-def save_checkpoint(root: Path, step: int, engine: Engine, rank_state: dict[str, Any], *, keep: int) -> Path:
-    """Write `root/step-N` from all ranks and drop all but the newest `keep`; returns the folder.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint; `ranks` is how many wrote it."""
 
-    A kill at any moment leaves the older checkpoints whole: the folder gets its name only when it is sealed.
-    """
-    final = root / f"step-{step}"
-    aside = root / f".step-{step}.partial"
-    if rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
-    engine.save(aside)
-    torch.save(rank_state, aside / f"rank-{rank()}.pt")
-    barrier()
-    if rank() == 0:
-        _seal(aside, step)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        sync(root)
-        for other in _folders(root):
-            # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
-            if step_of(other) > step:
-                shutil.rmtree(other)
-        for old in _folders(root)[keep:]:
-            shutil.rmtree(old)
-    barrier()
-    return final
+    folder: Path
+    step: int
+    ranks: int
+
+    def shared(self) -> dict[str, Any]:
+        """What is equal on all ranks, on the CPU."""
+        return _load(self.folder / SHARED_NAME)
+
+    def own(self, rank: int) -> dict[str, Any]:
+        """What one of the ranks that wrote it had of its own, on the CPU."""
+        return _load(self.folder / rank_file(rank))
 
 
-def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any]:
-    """Restore the engine on all ranks and return this rank's own state; raises MstlError for another world size."""
-    written_by = len(list(folder.glob("rank-*.pt")))
-    if written_by != world_size():
-        raise MstlError(
-            f"checkpoint {folder}",
-            why=f"it was written by {written_by} ranks and this job has {world_size()}",
-            remedy=f"Start the job with {written_by} ranks",
-        )
-    engine.load(folder)
-    state: dict[str, Any] = torch.load(folder / f"rank-{rank()}.pt", weights_only=True)
-    return state
+def rank_file(rank: int) -> str:
+    return f"rank-{rank}.pt"
 
 
-def newest_checkpoint(root: Path) -> tuple[Path | None, list[Path]]:
+def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[Path]]:
     """The newest checkpoint whose files are all there and unchanged, and the damaged ones that are newer.
 
     Every rank gets rank 0's answer. Raises MstlError when there are checkpoints and all are damaged: starting afresh
-    is the user's decision.
+    is the user's decision; and for one that another version wrote.
     """
-    damaged: list[str] = []
-    found: str | None = None
+    damaged: list[Path] = []
+    seal: dict[str, Any] | None = None
+    folder = root
     if rank() == 0:
-        for folder in _folders(root):
-            if _whole(folder):
-                found = str(folder)
+        for folder in folders(root):
+            seal = _whole(folder)
+            if seal is not None:
                 break
-            damaged.append(str(folder))
-    answer = [(found, damaged)]
+            damaged.append(folder)
+    answer = [(seal, folder, damaged)]
     if world_size() > 1:
         dist.broadcast_object_list(answer, src=0)
-    found, damaged = answer[0]
-    if found is None and damaged:
+    seal, folder, damaged = answer[0]
+    if seal is None:
+        if damaged:
+            raise MstlError(
+                f"checkpoints in {root}",
+                why=f"none is whole (files of {damaged[0].name} are missing or changed)",
+                remedy=f"Bring them back from a copy, or remove {root.parent} to start over",
+            )
+        return None, []
+    if seal.get("version") != VERSION:
         raise MstlError(
-            f"checkpoints in {root}",
-            why=f"none is whole (files of {Path(damaged[0]).name} are missing or changed)",
-            remedy=f"Bring them back from a copy, or remove {root.parent} to start over",
+            f"checkpoint {folder}",
+            why=f"it has version {seal.get('version', 1)}, this program reads {VERSION}",
+            remedy="Finish the run with the version of MSTL that wrote it, or name another --out",
         )
-    return (None if found is None else Path(found)), [Path(name) for name in damaged]
+    return Checkpoint(folder=folder, step=seal["step"], ranks=seal["ranks"]), damaged
 
 
 def step_of(folder: Path) -> int:
@@ -93,26 +94,58 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
     """The checkpoint folders, newest first."""
     found = [folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdigit()]
     return sorted(found, key=step_of, reverse=True)
 
 
-def _seal(folder: Path, step: int) -> None:
-    files = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        sync(file)
-        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-    write_atomic(folder / SEAL_NAME, json.dumps({"step": step, "files": files}, indent=1).encode())
+def seal(aside: Path, root: Path, step: int, files: dict[str, dict[str, Any]], *, ranks: int, keep: int) -> None:
+    """Give a folder whose files are on disk its seal, then its name; then drop all but the newest `keep`.
+
+    A kill at any moment leaves the older checkpoints whole, or this one.
+    """
+    body = {"version": VERSION, "step": step, "ranks": ranks, "files": files}
+    write_atomic(aside / SEAL_NAME, json.dumps(body, indent=1).encode())
+    sync(aside)
+    final = root / f"step-{step}"
+    if final.exists():
+        _remove(final)  # it was damaged and passed over, or this program would not have done its steps again
+    aside.rename(final)
+    sync(root)
+    for other in folders(root):
+        # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
+        if step_of(other) > step:
+            _remove(other)
+    for old in folders(root)[keep:]:
+        _remove(old)
 
 
-def _whole(folder: Path) -> bool:
-    try:
-        files = json.loads((folder / SEAL_NAME).read_text())["files"]
-        return all(
+def remove_leftovers(root: Path) -> None:
+    """Drop what a killed job was writing or removing."""
+    for folder in root.glob(".*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Drop a checkpoint: first its name, so that a kill leaves no half of one under it."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint's seal when every file is as it was sealed, else None."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        body: dict[str, Any] = json.loads((folder / SEAL_NAME).read_text())
+        if all(
             (folder / name).stat().st_size == entry["bytes"] and sha256_file(folder / name) == entry["sha256"]
-            for name, entry in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+            for name, entry in body["files"].items()
+        ):
+            return body
+    return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from mstl.runs import RunRecord, open_run
 from shards.errors import MstlError
-from shards.schema import SPLITS, Manifest
+from shards.schema import ALL, SPLITS, Manifest
 from shards.verdicts import CHECKS, Verdict, read_verdicts
 
 LONGEST_LINEAGE = 20
@@ -59,6 +59,8 @@ def check_leakage(
     if open_findings:
         raise _refusal(called, open_findings, names)
     missing = _unchecked(called, manifest, digest, lineage, verdicts)
+    # Not found by comparing: a run without labels that was told to learn from all images (data.images).
+    seen = [str(entry["run"]) for entry in lineage if entry.get("images") == ALL and entry["digest"] == digest]
     if not _judged(manifest):
         state = "nothing to compare"
     else:
@@ -70,13 +72,17 @@ def check_leakage(
             "verdicts": [{"name": names.get(v.identity, v.name), "text": v.text(), **asdict(v)} for v in verdicts],
             "waived": [{"name": names[v.identity], "about": list(v.identity)} for v in waived],
             "lineage": list(lineage),
+            "transductive": seen,
         },
-        notes=tuple(_notes(called, state, missing, verdicts, [names[v.identity] for v in waived])),
+        notes=(
+            *_notes(called, state, missing, verdicts, [names[v.identity] for v in waived]),
+            *(f"leakage: {run} has seen this set's val and test images, without their labels" for run in seen),
+        ),
     )
 
 
 def trace_lineage(weights: Path, run: Path | None) -> list[Entry]:
-    """The shard sets behind first weights, nearest first: {"run", "stage", "source", "shards", "digest"}.
+    """The shard sets behind first weights, nearest first: {"run", "stage", "source", "shards", "digest", "images"}.
 
     An entry with digest None ends the list where it cannot be followed: weights from elsewhere, a run that is gone.
     """
@@ -87,8 +93,8 @@ def trace_lineage(weights: Path, run: Path | None) -> list[Entry]:
         except MstlError:
             return [*entries, _unknown(run)]
         held = body["shards"]
-        entries.append({"run": str(run), "stage": body["stage"], "source": held["source"],
-                        "shards": held["path"], "digest": held["digest"]})  # fmt: skip
+        entries.append({"run": str(run), "stage": body["stage"], "source": held["source"], "shards": held["path"],
+                        "digest": held["digest"], "images": body["recipe"]["data"].get("images", "train")})  # fmt: skip
         recorded = body.get("leakage", {}).get("lineage")
         if recorded is not None:  # written when its own parents were still there
             return [*entries, *recorded]
@@ -181,6 +187,8 @@ def _unchecked(
             if where in (called, str(Path(called).resolve())):
                 what, where = f"{what} (this set before it was built anew)", None
             missing.append({"what": what, "shards": where})
+        if other not in (None, digest) and entry.get("images") == ALL:
+            missing.append({"what": f"val and test images of {entry['source']}, of {entry['stage']}", "shards": None})
     return missing
 
 

@@ -1,4 +1,4 @@
-"""Finding lungs in images from anywhere with the very graph of training, and showing what was found."""
+"""Finding lungs in images from anywhere as training does, step for step, and showing what was found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from PIL import Image, ImageDraw, ImageOps
 
-from pipelines import lobes
+from pipelines import lobes, resize
+from pipelines.inputs import decode, luminance
+from pipelines.recipe import multi_view_ct
 from shards.check import Checked, Refused, check_bytes
 from shards.errors import MstlError
 from shards.files import write_atomic
@@ -149,10 +151,11 @@ def _sound(name: str, data: bytes, checked: Checked) -> _Sound:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _graph(encoded: list[np.ndarray], device: str) -> tuple[DataNode, ...]:
+    """As SSTL-M sees it at its own image size: lungs are looked for in the square that the views are cut from."""
+    seen_by = multi_view_ct()
     source = fn.external_source(source=[encoded], batch=True, dtype=types.UINT8)
-    placed = "mixed" if device == "gpu" else "cpu"
-    image = fn.decoders.image(source, device=placed, output_type=types.RGB, dtype=types.UINT8)
-    box, fallback = lobes.locate(image, device)
+    square = resize.square(decode(source, seen_by, device), seen_by.resize, bits=seen_by.bits)
+    box, fallback = lobes.locate_in_grey(luminance(square, seen_by), device)
     return box.cpu(), fallback.cpu()
 
 

@@ -1,4 +1,4 @@
-"""The losses of self-supervised training (paper eqs. 2, 5 and 6), in float32 or wider even under autocast."""
+"""The losses of self-supervised training (paper eqs. 2, 5, 6; NT-Xent), in float32 or wider even under autocast."""
 
 from typing import Literal, get_args
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mstl.distributed import gather_cat, gather_with_gradient, rank
 from mstl.precision import no_autocast, widen
 
 RegionMode = Literal["normalised", "literal"]
@@ -54,3 +55,33 @@ def region_loss(logits: Tensor, mode: RegionMode = "normalised") -> Tensor:
     targets = torch.arange(regions, device=logits.device).repeat(batch)
     total = F.cross_entropy(widen(logits).flatten(0, 1), targets, reduction="sum")
     return total / batch if mode == "normalised" else total
+
+
+def nt_xent_logits(first: Tensor, second: Tensor, sample_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Similarities over temperature of this rank's 2B views to all 2N of all ranks, and each one's positive.
+
+    first, second [B, d]: two views of each image, of unit length, B equal on all ranks. sample_ids [B]. Returns
+    logits [2B, 2N] and the column of each row's other view, [2B]: rows are first, then second; columns are the ranks
+    in order, of each first, then second. A view is no negative of itself, nor of an image that stands in the batch
+    twice (evaluation fills up its last batch by repeats): those are -inf.
+    """
+    with no_autocast(first):
+        own = widen(torch.cat((first, second)))
+        logits = own @ gather_with_gradient(own).T / temperature
+    images = len(first)
+    ids = gather_cat(sample_ids.repeat(2))
+    rows = torch.arange(2 * images, device=own.device)
+    positives = (rows + images) % (2 * images) + rank() * 2 * images
+    same = sample_ids.repeat(2)[:, None] == ids[None, :]
+    same[rows, positives] = False
+    return logits.masked_fill(same, -torch.inf), positives
+
+
+def nt_xent_loss(first: Tensor, second: Tensor, sample_ids: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (SimCLR, eq. 1), mean over this rank's 2B views against all views of all ranks.
+
+    Arguments as `nt_xent_logits`. The mean of it over the ranks is the loss of one process with the whole batch, and
+    so is, averaged over the ranks as the engine does, its gradient: a rank's embeddings get the gradient of all ranks'
+    losses.
+    """
+    return F.cross_entropy(*nt_xent_logits(first, second, sample_ids, temperature))

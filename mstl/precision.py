@@ -1,7 +1,24 @@
-"""Full precision inside autocast: the few sums that must not be rounded to bfloat16."""
+"""Which precision a device computes in under autocast, and the few sums that must not be rounded to it."""
 
 import torch
 from torch import Tensor
+
+from mstl.recipes import Precision
+
+_BF16_SINCE = (8, 0)  # compute capability (Ampere); torch emulates bfloat16 on older GPUs, slowly
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype of torch.autocast on a device, or None for float32.
+
+    "auto" is bfloat16 on a GPU that has it, float16 (with loss scaling) on an older one, float32 on a CPU.
+    """
+    choice = precision.autocast
+    if choice == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= _BF16_SINCE else torch.float16
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
 
 
 def widen(tensor: Tensor) -> Tensor:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mstl.models.classifier import Classifier
-from mstl.models.registry import build_backbone
-from mstl.weights import carry_over, load_weights
+from mstl.run_body import RunBody, check_part
 from pipelines.recipe import Inputs
 from shards.errors import MstlError
 from shards.files import write_atomic
 from shards.remote_store import location
+
+if TYPE_CHECKING:
+    from mstl.models.classifier import Classifier
 
 RUN_SCHEMA = 1
 WEIGHTS_NAME = "weights.safetensors"
@@ -48,9 +50,15 @@ class RunRecord:
     def weights(self) -> Path:
         return self.path / WEIGHTS_NAME
 
+    @property
+    def title(self) -> str:
+        """The stage, with the self-supervised method where it is not the paper's own (`sstl_m-moco`)."""
+        method = self.body.get("ssl")
+        return self.stage if method in (None, "ours") else f"{self.stage}-{method}"
+
 
 def open_run(path: Path) -> RunRecord:
-    """Read a run folder's record; raises MstlError when there is none or it is of another version."""
+    """Read a run folder's record; raises MstlError when there is none, it is of another version, or damaged."""
     file = path / "run.json"
     if not file.is_file():
         raise MstlError(f"run {path}", why="it has no run.json", remedy="Name a folder that mstl train made")
@@ -62,8 +70,7 @@ def open_run(path: Path) -> RunRecord:
                 why=f"it has schema {body['schema']!r}, this program reads {RUN_SCHEMA}",
                 remedy="Use the version of MSTL that made the run",
             )
-        for name in ("parent", "started", "finished", "wall_seconds", "inputs"):
-            body[name]  # read later on: better to fail here
+        check_part(RunBody, body, str(file), f"Bring it back, or remove {path}")
         return RunRecord(
             path=path,
             stage=body["stage"],
@@ -84,6 +91,12 @@ def open_run(path: Path) -> RunRecord:
 
 def load_classifier(run: RunRecord) -> Classifier:
     """The trained network of a supervised run, on the CPU in evaluation mode; raises MstlError when it has none."""
+    # Imported here, so that listing runs does not take the seconds of importing torch.
+    from mstl.carry import carry_over
+    from mstl.models.classifier import Classifier
+    from mstl.models.registry import build_backbone
+    from mstl.weights import load_weights
+
     weights = load_weights(run.weights)
     head = {name.removeprefix("fc."): value for name, value in weights.items() if name.startswith("fc.")}
     if not head:
@@ -122,13 +135,29 @@ class MetricsLog:
     """metrics.jsonl, appended line by line; after a resume it holds each step once."""
 
     def __init__(self, run: Path, *, resume_step: int) -> None:
-        """Keep the lines up to `resume_step` (0: none) and continue behind them."""
+        """Keep the lines up to `resume_step` (0: none) and continue behind them.
+
+        Raises MstlError naming a damaged line among those to keep.
+        """
         self._path = run / METRICS_NAME
-        kept = [json.dumps(entry) for entry in read_metrics(run) if entry["step"] <= resume_step]
-        write_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
+        kept: list[dict[str, Any]] = []
+        done = 0
+        for number, line in enumerate(_lines(self._path), start=1):
+            try:
+                entry = _entry(self._path, number, line)
+            except MstlError:
+                if done < resume_step:
+                    raise
+                break  # behind the last step to keep, a power cut may have left anything
+            done = entry["step"]
+            if done > resume_step:
+                break
+            kept.append(entry)
+        write_atomic(self._path, "".join(f"{json.dumps(entry)}\n" for entry in kept).encode())
         self._file = self._path.open("a", buffering=1)
 
     def write(self, entry: Mapping[str, Any]) -> None:
+        """Append a line; it is with the system, safe from this process's end, when this returns."""
         self._file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:
@@ -137,26 +166,48 @@ class MetricsLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of a run's metrics.jsonl; empty when it has none. Raises MstlError naming a line that is damaged."""
-    entries = []
-    for number, line in enumerate(_lines(run / METRICS_NAME), start=1):
-        try:
-            entry = json.loads(line)
-            entry["step"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise MstlError(
-                f"{run / METRICS_NAME}, line {number}",
-                why=f"it cannot be read ({error!r})",
-                remedy="Remove that line, or bring the file back",
-            ) from error
-        entries.append(entry)
-    return entries
+    path = run / METRICS_NAME
+    return [_entry(path, number, line) for number, line in enumerate(_lines(path), start=1)]
+
+
+def score(entry: Mapping[str, Any]) -> tuple[str, float] | None:
+    """What a validation is judged by: its AUC, else its accuracy, as (name, value); None where it has neither."""
+    for name in ("auc", "accuracy"):
+        value = entry.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            return name, float(value)
+    return None
+
+
+def best_validation(entries: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line of the highest score, the earliest of equals; None where none is scored."""
+    best: dict[str, Any] | None = None
+    highest = -math.inf
+    for entry in entries:
+        found = score(entry)
+        if found is not None and found[1] > highest:
+            best, highest = entry, found[1]
+    return best
+
+
+def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        entry["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MstlError(
+            f"{path}, line {number}",
+            why=f"it cannot be read ({error!r})",
+            remedy="Remove that line, or bring the file back",
+        ) from error
+    return entry
 
 
 def _lines(path: Path) -> list[str]:
     """The complete lines: a kill may leave half of one at the end."""
     if not path.is_file():
         return []
-    complete = path.read_text().rpartition("\n")[0]
+    complete = path.read_text(errors="replace").rpartition("\n")[0]
     return [line for line in complete.split("\n") if line.strip()]
 
 

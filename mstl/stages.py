@@ -1,8 +1,10 @@
-"""The four stages: what each trains on, which module it builds and how it is judged. Start reading here."""
+"""The four stages: what each trains on, which module it builds and how it is judged. Start reading here.
+
+What the networks see is in `mstl.inputs`, the numbers are in `mstl.recipes.values`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +17,10 @@ from mstl.evaluation.evaluate import gather_predictions, positive_class, predict
 from mstl.evaluation.metrics import classification_metrics
 from mstl.models.classifier import Classifier
 from mstl.models.resnet import ResNet
-from mstl.recipes import ContrastiveLoss, Recipe
-from mstl.ssl.moco import MomentumContrast
+from mstl.recipes import Recipe, SupervisedLoss
+from mstl.ssl.build import build_method
 from pipelines.batch import Batch
 from pipelines.loader import Loader
-from pipelines.recipe import Inputs, evaluation, multi_view_ct, supervised_ct, supervised_cxr, supervised_natural
 from shards.errors import MstlError
 from shards.plan import Remainder
 
@@ -36,54 +37,15 @@ class StageSpec:
     source: str
     parent: str | None
     remainder: Remainder
-    train_inputs: Callable[[Recipe], Inputs]
-    val_inputs: Callable[[Recipe], Inputs]
-
-
-def _evaluation(recipe: Recipe) -> Inputs:
-    return evaluation(image_size=recipe.data.image_size)
-
-
-def _multi_view(recipe: Recipe) -> Inputs:
-    return multi_view_ct(image_size=recipe.data.image_size, region_flip=recipe.data.region_flip)
 
 
 STAGES: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
-        StageSpec(
-            name="stl_n",
-            source="imagenet",
-            parent=None,
-            remainder="drop",
-            train_inputs=lambda recipe: supervised_natural(image_size=recipe.data.image_size),
-            val_inputs=_evaluation,
-        ),
-        StageSpec(
-            name="stl_m",
-            source="covidx",
-            parent="stl_n",
-            remainder="drop",
-            train_inputs=lambda recipe: supervised_cxr(image_size=recipe.data.image_size),
-            # Training sees the whole radiograph, uncropped, and so must validation.
-            val_inputs=lambda recipe: evaluation(recipe.data.image_size, resize=recipe.data.image_size),
-        ),
-        StageSpec(
-            name="sstl_m",
-            source="covid19-ct",
-            parent="stl_m",
-            remainder="keep",
-            train_inputs=_multi_view,
-            val_inputs=_multi_view,
-        ),
-        StageSpec(
-            name="finetune",
-            source="covid19-ct",
-            parent="sstl_m",
-            remainder="keep",
-            train_inputs=lambda recipe: supervised_ct(image_size=recipe.data.image_size),
-            val_inputs=_evaluation,
-        ),
+        StageSpec(name="stl_n", source="imagenet", parent=None, remainder="drop"),
+        StageSpec(name="stl_m", source="covidx", parent="stl_n", remainder="drop"),
+        StageSpec(name="sstl_m", source="covid19-ct", parent="stl_m", remainder="keep"),
+        StageSpec(name="finetune", source="covid19-ct", parent="sstl_m", remainder="keep"),
     )
 }
 
@@ -97,6 +59,12 @@ class Stage(Protocol):
 
     def after_step(self) -> None:
         """Called once after every update of the parameters."""
+
+    def skip_step(self) -> None:
+        """Called instead where the update was given up, on all ranks alike (overflow in float16, for one)."""
+
+    def check_ranks(self) -> None:
+        """Raise MstlError when what all ranks must share beside the weights differs; all ranks call it."""
 
     def evaluate(self, loader: Loader, device: torch.device) -> dict[str, float]:
         """Metrics over a loader's epoch, equal on every rank; the module is in evaluation mode."""
@@ -129,6 +97,12 @@ class SupervisedStage:
     def after_step(self) -> None:
         """Nothing beyond the update."""
 
+    def skip_step(self) -> None:
+        """Nothing to take back."""
+
+    def check_ranks(self) -> None:
+        """Nothing is shared beside the weights."""
+
     def evaluate(self, loader: Loader, device: torch.device) -> dict[str, float]:
         found = gather_predictions(predict(self.classifier, loader, device))
         return classification_metrics(found.probabilities, found.labels, positive=self._positive)
@@ -137,32 +111,28 @@ class SupervisedStage:
         return {**self.classifier.backbone.state_dict(), **self.classifier.fc.state_dict(prefix="fc.")}
 
 
-class ContrastiveStage:
-    """SSTL-M: momentum contrast over CT images plus classification of five lobe regions (paper 4)."""
+class SelfSupervisedStage:
+    """SSTL-M: momentum contrast of CT images and their lobe regions (paper 4), or one of the baselines."""
 
     def __init__(self, backbone: ResNet, recipe: Recipe, seed: int) -> None:
-        loss = recipe.loss
-        if not isinstance(loss, ContrastiveLoss):
-            raise TypeError(f"SSTL-M needs a contrastive loss section, got {type(loss).__name__}")
-        self.contrast = MomentumContrast(
-            backbone,
-            dim=loss.dim,
-            queue_size=loss.queue_size,
-            momentum=loss.momentum,
-            temperature=loss.temperature,
-            alpha1=loss.alpha1,
-            alpha2=loss.alpha2,
-            region_mode=loss.region,
-            seed=seed,
-        )
-        self.module: nn.Module = self.contrast
+        self.method = build_method(backbone, recipe, seed)
+        self.module: nn.Module = self.method
 
     def after_step(self) -> None:
-        """Put the step's keys into the queue."""
-        self.contrast.after_step()
+        """Let the method remember the batch: momentum contrast queues its keys."""
+        self.method.after_step()
+
+    def skip_step(self) -> None:
+        """Let the method forget the batch."""
+        self.method.skip_step()
+
+    def check_ranks(self) -> None:
+        """Compare what the method keeps beside its weights: momentum contrast's queue."""
+        self.method.check_ranks()
 
     @torch.inference_mode()
     def evaluate(self, loader: Loader, device: torch.device) -> dict[str, float]:
+        self.check_ranks()
         names: list[str] = []
         sums: list[Tensor] = []
         images = 0
@@ -175,13 +145,13 @@ class ContrastiveStage:
         return dict(zip(names, means.tolist(), strict=True))
 
     def weights(self) -> dict[str, Tensor]:
-        return dict(self.contrast.backbone.state_dict())
+        return dict(self.method.backbone.state_dict())
 
 
 def build_stage(spec: StageSpec, backbone: ResNet, recipe: Recipe, classes: tuple[str, ...], seed: int) -> Stage:
     """The stage's module around a backbone; raises MstlError when the data cannot be classified."""
-    if isinstance(recipe.loss, ContrastiveLoss):
-        return ContrastiveStage(backbone, recipe, seed)
+    if not isinstance(recipe.loss, SupervisedLoss):
+        return SelfSupervisedStage(backbone, recipe, seed)
     if len(classes) < 2:
         raise MstlError(
             f"stage {spec.name}",

@@ -5,169 +5,170 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
 
-from mstl.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, step_of
-from mstl.distributed import average_batchnorm_, mean_over_ranks_, rank, world_size
-from mstl.engine import Engine
-from mstl.recipes import Optim, Recipe
-from mstl.runs import WEIGHTS_NAME, MetricsLog
-from mstl.stages import Stage
-from mstl.weights import load_weights, save_weights
+from mstl.checkpoint import BEST_NAME
+from mstl.distributed import average_batchnorm_, barrier, mean_over_ranks_, rank, world_size
+from mstl.engine import StepResult
+from mstl.failures import EveryRankError
+from mstl.resume import begin_save
+from mstl.runs import METRICS_NAME, WEIGHTS_NAME, MetricsLog
+from mstl.saving import Saver
+from mstl.schedule import learning_rate
+from mstl.training import Training
+from mstl.weights import save_weights
 from pipelines.batch import Batch
-from pipelines.loader import Loader
-from shards.errors import MstlError
-
-BEST_NAME = "best.safetensors"
-
-
-class Watch(Protocol):
-    """Who is told how training goes; only rank 0 has one that shows anything."""
-
-    def start(self, step: int) -> None: ...
-
-    def step(self, entry: Mapping[str, Any]) -> None: ...
-
-    def validation(self, entry: Mapping[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def alert(self, text: str) -> None: ...
-
-
-class Stop(Protocol):
-    """Whether somebody asked this process to stop (a signal)."""
-
-    @property
-    def requested(self) -> bool: ...
-
-
-@dataclass(kw_only=True, slots=True)
-class Training:
-    """One stage's training on this rank; `val_loader` is None where the shard set has no val split."""
-
-    name: str
-    stage: Stage
-    engine: Engine
-    recipe: Recipe
-    loader: Loader
-    val_loader: Loader | None
-    run: Path
-    watch: Watch
-    stop: Stop
-    done: int = field(default=0, init=False)
-    best: float = field(default=-math.inf, init=False)
-
-
-def learning_rate(optim: Optim, epoch: int) -> float:
-    """The rate of an epoch (counted from 0): multiplied by gamma after each milestone (paper 5.2)."""
-    return optim.lr * optim.gamma ** sum(epoch >= milestone for milestone in optim.milestones)
-
-
-def restore(training: Training) -> int:
-    """Continue from the newest whole checkpoint; returns the steps done, 0 when there is none."""
-    folder, damaged = newest_checkpoint(training.run / "checkpoints")
-    for other in damaged:
-        training.watch.note(f"{other} is damaged and passed over")
-    if folder is None:
-        return 0
-    state = load_checkpoint(folder, training.engine)
-    training.loader.load_state_dict(state["loader"])
-    if training.val_loader is not None:
-        training.val_loader.load_state_dict(state["val_loader"])
-    _load_buffers(training.engine.module, state["buffers"])
-    torch.set_rng_state(state["rng"])
-    if training.engine.device.type == "cuda":
-        torch.cuda.set_rng_state(state["rng_cuda"], training.engine.device)
-    training.done = step_of(folder)
-    training.best = state["best"]
-    return training.done
 
 
 def train(training: Training) -> bool:
     """Run the remaining epochs and write the weights; returns False when stopped early, with a checkpoint saved.
 
-    Raises MstlError when gradients are not finite: the update is not applied, so the last checkpoint stays good.
+    Raises MstlError when gradients are not finite: the update is not applied, so the last checkpoint stays good; and
+    when a checkpoint could not be written.
     """
-    recipe = training.recipe
     log = MetricsLog(training.run, resume_step=training.done) if rank() == 0 else None
-    saved = training.done
+    saver = Saver(training.run / "checkpoints", keep=training.recipe.checkpoint.keep, log=training.run / METRICS_NAME)
     training.watch.start(training.done)
     try:
-        for epoch in range(training.loader.epoch, recipe.optim.epochs):
-            training.engine.module.train()
-            rate = learning_rate(recipe.optim, epoch)
-            last = len(training.loader) * (epoch + 1)
-            clock, waited = time.perf_counter(), training.loader.wait_seconds
-            told = len(training.loader.unreadable)
-            for batch in training.loader:
-                for image in training.loader.unreadable[told:]:
-                    training.watch.alert(f"skipped {image}")
-                told = len(training.loader.unreadable)
-                losses, stop = _step(training, batch, rate)
-                training.done += 1
-                elapsed, wait = time.perf_counter() - clock, training.loader.wait_seconds - waited
-                clock, waited = clock + elapsed, training.loader.wait_seconds
-                entry = {
-                    "step": training.done,
-                    "epoch": epoch,
-                    "stage": training.name,
-                    **losses,
-                    "lr": rate,
-                    "images_per_second": round(len(batch) * world_size() / elapsed, 2),
-                    "data_wait": round(min(wait / elapsed, 1.0), 4),
-                }
-                if log is not None:
-                    log.write(entry)
-                training.watch.step(entry)
-                if training.done < last and (stop or training.done - saved >= recipe.checkpoint.every_steps):
-                    _save(training)
-                    saved = training.done
-                    if stop:
-                        return False
-            # The epoch's last step is saved behind its validation, so that a resume neither repeats nor skips it.
-            _validate(training, epoch, log)
-            if stop or training.done - saved >= recipe.checkpoint.every_steps or epoch + 1 == recipe.optim.epochs:
-                _save(training)
-                saved = training.done
-                if stop and epoch + 1 < recipe.optim.epochs:
-                    return False
-        _finish(training)
-        return True
+        finished = _epochs(training, saver, log)
+        training.saving = True
+        saver.finish()
+        if finished and rank() == 0:
+            _finish(training)
+        barrier()  # nobody leaves while the first rank still writes
+        return finished
+    except Exception:
+        training.saving = True
+        saver.rescue()
+        raise
     finally:
         if log is not None:
             log.close()
 
 
-def _step(training: Training, batch: Batch, rate: float) -> tuple[dict[str, float], bool]:
-    """One update; returns the losses averaged over ranks and whether any rank was asked to stop."""
-    losses = training.engine.forward(batch)
-    norm = training.engine.backward(losses["loss"])
-    if not math.isfinite(norm):
-        raise MstlError(
-            f"{training.name}, step {training.done + 1}",
-            why=f"the gradient is not finite (loss {float(losses['loss'].detach()):.4g}, sample ids "
-            f"{batch.sample_ids[:4].tolist()}...); the update was not applied",
-            remedy="Train into another --out with a smaller optim.lr, or with precision.autocast=off",
-        )
-    training.engine.step(rate)
-    training.stage.after_step()
-    own = torch.tensor(
-        [float(len(training.loader.unreadable)), float(training.stop.requested)], device=training.engine.device
+def _epochs(training: Training, saver: Saver, log: MetricsLog | None) -> bool:
+    recipe, loader = training.recipe, training.loader
+    due = _Due(training)
+    if training.validated < loader.epoch:
+        # Other ranks had one step more in that epoch, and stopped before it: for these ranks it is over.
+        _validate(training, loader.epoch - 1, log)
+    for epoch in range(loader.epoch, recipe.optim.epochs):
+        training.engine.module.train()
+        clock, waited = time.perf_counter(), loader.wait_seconds
+        told = len(loader.unreadable)
+        for batch in loader:
+            for image in loader.unreadable[told:]:
+                training.watch.alert(f"skipped {image}")
+            told = len(loader.unreadable)
+            rate = learning_rate(recipe.optim, epoch=epoch, step=loader.step - 1, steps=len(loader))
+            losses, signals = _step(training, saver, due, batch, rate)
+            training.done += 1
+            elapsed, wait = time.perf_counter() - clock, loader.wait_seconds - waited
+            clock, waited = clock + elapsed, loader.wait_seconds
+            entry = {
+                "step": training.done,
+                "epoch": epoch,
+                "stage": training.name,
+                **losses,
+                "lr": rate,
+                "images_per_second": round(len(batch) * world_size() / elapsed, 2),
+                "data_wait": round(min(wait / elapsed, 1.0), 4),
+                "ranks": world_size(),
+            }
+            if log is not None:
+                log.write(_finite(entry))
+            training.watch.step(entry)
+            saver.settle(busy=signals.busy, failed=signals.failed)
+            if loader.step < len(loader) and (signals.stop or signals.due or due.by_steps):
+                begin_save(training, saver)
+                due.saved()
+                if signals.stop:
+                    return False
+        # The epoch's last step is saved behind its validation, so that a resume neither repeats nor skips it.
+        _validate(training, epoch, log)
+        last = epoch + 1 == recipe.optim.epochs
+        if signals.stop or signals.due or due.by_steps or last:
+            begin_save(training, saver)
+            due.saved()
+            if signals.stop and not last:
+                return False
+    return True
+
+
+class _Due:
+    """When the next checkpoint is to be saved: by steps, the same on all ranks, and by the first rank's clock."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.saved()
+
+    def saved(self) -> None:
+        self._at_step, self._at = self._training.done, time.monotonic()
+
+    @property
+    def by_steps(self) -> bool:
+        return self._training.done - self._at_step >= self._training.recipe.checkpoint.every_steps
+
+    @property
+    def by_clock(self) -> bool:
+        minutes = self._training.recipe.checkpoint.every_minutes
+        return minutes is not None and rank() == 0 and time.monotonic() - self._at >= 60 * minutes
+
+
+@dataclass(frozen=True, slots=True)
+class _Signals:
+    """What any rank had to tell the others at a step."""
+
+    stop: bool
+    due: bool
+    busy: bool
+    failed: bool
+
+
+def _step(training: Training, saver: Saver, due: _Due, batch: Batch, rate: float) -> tuple[dict[str, Any], _Signals]:
+    """One update; returns the losses averaged over ranks and what the ranks have to tell each other."""
+    result = training.engine.update(batch, rate)
+    if result.stop:
+        raise _stopped(training, result, batch)
+    if result.applied:
+        training.stage.after_step()
+    else:
+        training.stage.skip_step()
+    busy = saver.busy
+    flags = [training.stop.requested, due.by_clock, busy, saver.failed]
+    own = torch.tensor([float(len(training.loader.unreadable)), *map(float, flags)], device=training.engine.device)
+    values = torch.cat([torch.stack([value.detach().float() for value in result.losses.values()]), own])
+    means = mean_over_ranks_(values).tolist()
+    unreadable, *told = means[len(result.losses) :]
+    entry = {**dict(zip(result.losses, means, strict=False)), "norm": result.norm}
+    if not result.applied:  # float16 looks for its loss scale: the batch counts as a step of data and schedule
+        entry["skipped"] = 1
+    if unreadable:
+        entry["unreadable"] = round(unreadable * world_size())
+    return entry, _Signals(*(flag > 0 for flag in told))
+
+
+def _stopped(training: Training, result: StepResult, batch: Batch) -> EveryRankError:
+    """Why training cannot go on, with the ranks where that began; all ranks call it."""
+    found = [(float(result.losses["loss"]), batch.sample_ids[:4].tolist())] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, found[0])
+    guilty = [number for number, (loss, _) in enumerate(found) if not math.isfinite(loss)] or [0]
+    loss, ids = found[guilty[0]]
+    return EveryRankError(
+        f"{training.name}, step {training.done + 1}",
+        why=f"{result.stop} (rank {guilty[0]}: loss {loss:.4g}, sample ids {ids}...); the update was not applied",
+        remedy="Train into another --out with a smaller optim.lr, or with precision.autocast=off",
     )
-    values = torch.cat([torch.stack([value.detach().float() for value in losses.values()]), own])
-    *means, unreadable, stop = mean_over_ranks_(values).tolist()
-    skipped = {"unreadable": round(unreadable * world_size())} if unreadable else {}
-    return {**dict(zip(losses, means, strict=True)), **skipped}, stop > 0
 
 
 def _validate(training: Training, epoch: int, log: MetricsLog | None) -> None:
     average_batchnorm_(training.engine.module)
+    training.validated = epoch + 1
     if training.val_loader is None:
         return
     training.engine.module.eval()
@@ -179,50 +180,23 @@ def _validate(training: Training, epoch: int, log: MetricsLog | None) -> None:
     score = metrics.get("auc", math.nan)
     if not math.isfinite(score):  # more than two classes, or only one of them in this split
         score = metrics.get("accuracy", math.nan)
-    if training.recipe.checkpoint.select == "best" and score > training.best:
+    if score > training.best:
         training.best = score
         if rank() == 0:
-            save_weights(training.run / BEST_NAME, training.stage.weights())
+            training.best_weights = {
+                name: value.detach().to("cpu", copy=True) for name, value in training.stage.weights().items()
+            }
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: an undefined metric (AUC of one class) is written as null."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def _save(training: Training) -> None:
-    device = training.engine.device
-    state = {
-        "loader": training.loader.state_dict(),
-        "val_loader": None if training.val_loader is None else training.val_loader.state_dict(),
-        "buffers": _rank_buffers(training.engine.module),
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "best": training.best,
-    }
-    save_checkpoint(
-        training.run / "checkpoints", training.done, training.engine, state, keep=training.recipe.checkpoint.keep
-    )
+def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: an undefined metric (AUC of one class), or the loss of a skipped update, is written as null."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in entry.items()}
 
 
 def _finish(training: Training) -> None:
-    if rank() != 0:
-        return
-    best = training.run / BEST_NAME
-    if math.isfinite(training.best):
-        save_weights(training.run / WEIGHTS_NAME, load_weights(best))
-    else:
-        save_weights(training.run / WEIGHTS_NAME, training.stage.weights())
-
-
-def _rank_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """BatchNorm's running statistics: they differ from rank to rank, and the engine saves rank 0's only."""
-    return {
-        name: value.clone() for name, value in module.named_buffers() if name.endswith(("running_mean", "running_var"))
-    }
-
-
-def _load_buffers(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    buffers = dict(module.named_buffers())
-    for name, value in saved.items():
-        buffers[name].copy_(value)
+    weights = training.stage.weights()
+    if training.best_weights is not None:
+        save_weights(training.run / BEST_NAME, training.best_weights)
+        if training.recipe.checkpoint.select == "best":
+            weights = training.best_weights
+    save_weights(training.run / WEIGHTS_NAME, weights)

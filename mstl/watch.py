@@ -1,104 +1,112 @@
-"""Watching a training run: a live rich bar on a terminal, plain lines in a log."""
+"""Watching a training run: one watch, told everything, which tells its listeners."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 from mstl.distributed import rank
+from mstl.watching.curves import Curves
+from mstl.watching.loggers import TensorBoard, WandB
+from mstl.watching.screen import Screen
+from mstl.watching.stream import Stream
 
-PLAIN_INTERVAL_SECONDS = 10.0
+LINE_SECONDS = 10.0
 
 
-class Silent:
-    """The watch of every rank but the first: shows nothing."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+class Listener(Protocol):
+    """Whom a watch tells how training goes."""
 
     def start(self, step: int) -> None:
-        pass
-
-    def step(self, entry: Mapping[str, Any]) -> None:
-        pass
-
-    def validation(self, entry: Mapping[str, Any]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def alert(self, text: str) -> None:
-        """What concerns this rank alone is said by it."""
-        Console(stderr=True, highlight=False).print(f"rank {rank()}: {text}", soft_wrap=True, markup=False)
-
-
-class ConsoleWatch:
-    """Rank 0's watch, writing to stderr."""
-
-    def __init__(self, title: str, *, steps: int, epochs: int) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._title, self._steps, self._epochs = title, steps, epochs
-        self._live = self._console.is_terminal
-        self._said = 0.0
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("<"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._live,
-        )
-        self._task = self._bar.add_task(title, total=steps, state="")
-
-    def __enter__(self) -> ConsoleWatch:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def start(self, step: int) -> None:
-        """Training begins (or continues) behind this step."""
-        self._bar.update(self._task, completed=step)
+        """Training begins, or continues, behind this step."""
 
     def step(self, entry: Mapping[str, Any]) -> None:
         """A step is done; `entry` is its line of metrics.jsonl."""
-        state = (
-            f"epoch {entry['epoch'] + 1}/{self._epochs}  loss {entry['loss']:.3f}  lr {entry['lr']:.3g}  "
-            f"{entry['images_per_second']:.0f} img/s  wait {entry['data_wait']:.0%}"
-        )
-        self._bar.update(self._task, completed=entry["step"], state=state)
-        if self._live:
-            return
-        if time.monotonic() - self._said > PLAIN_INTERVAL_SECONDS or entry["step"] == self._steps:
-            self._said = time.monotonic()
-            self._console.print(f"{self._title}: step {entry['step']}/{self._steps}  {state}", soft_wrap=True)
 
     def validation(self, entry: Mapping[str, Any]) -> None:
         """An epoch was validated; `entry` is its line of metrics.jsonl."""
-        values = "  ".join(
-            f"{name} {value:.3f}" for name, value in entry.items() if isinstance(value, float) and name != "lr"
-        )
-        last = entry["epoch"] + 1 == self._epochs
-        # On a terminal only the last one stays: a line an epoch would scroll the bar away.
-        if not self._live or last:
-            self.note(f"epoch {entry['epoch'] + 1}/{self._epochs} on {entry['split']}: {values}")
 
     def note(self, text: str) -> None:
-        """A line that stays on the screen."""
-        self._console.print(f"{self._title}: {text}", soft_wrap=True)
+        """A line for people."""
+
+    def close(self) -> None:
+        """Training is over, or has failed."""
+
+
+class Watch:
+    """Tells its listeners; one that fails is left out from then on, and training goes on. The first shows the notes.
+
+    Without listeners it is the watch of every rank but the first, and speaks only of what concerns that rank alone.
+    """
+
+    def __init__(self, listeners: Sequence[Listener] = (), stream: Stream | None = None) -> None:
+        self._listeners = list(listeners)
+        self._voice = self._listeners[0] if self._listeners else None
+        self._stream = Stream() if stream is None else stream
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # The first one, the screen, hears what the others have to say at the end.
+        for listener in reversed(self._listeners):
+            self._try(listener, listener.close)
+
+    def start(self, step: int) -> None:
+        """Training begins, or continues, behind this step."""
+        self._tell(lambda listener: listener.start(step))
+
+    def step(self, entry: Mapping[str, Any]) -> None:
+        """A step is done; `entry` is its line of metrics.jsonl."""
+        self._tell(lambda listener: listener.step(entry))
+
+    def validation(self, entry: Mapping[str, Any]) -> None:
+        """An epoch was validated; `entry` is its line of metrics.jsonl."""
+        self._tell(lambda listener: listener.validation(entry))
+
+    def note(self, text: str) -> None:
+        """A line for people, from the first rank."""
+        self._tell(lambda listener: listener.note(text))
 
     def alert(self, text: str) -> None:
-        """A line about this rank."""
-        self.note(f"rank 0: {text}")
+        """A line about this rank, from any."""
+        if self._voice in self._listeners:
+            self.note(f"rank {rank()}: {text}")
+        else:
+            self._stream.write(f"rank {rank()}: {text}\n")
+
+    def _tell(self, what: Callable[[Listener], None]) -> None:
+        for listener in list(self._listeners):
+            self._try(listener, lambda: what(listener))  # noqa: B023 - called at once
+
+    def _try(self, listener: Listener, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - a full disk or a lost service must not end a training
+            self._listeners.remove(listener)
+            self.alert(f"{type(listener).__name__} has failed and is left out from here on: {error}")
+
+
+def open_watch(
+    run: Path,
+    *,
+    stage: str,
+    steps: int,
+    epochs: int,
+    config: Mapping[str, Any],
+    line_seconds: float = LINE_SECONDS,
+    tensorboard: bool = False,
+    wandb: str | None = None,
+) -> Watch:
+    """The first rank's watch of a run: stderr, curves at the end, and the loggers asked for.
+
+    config: what W&B shows as the run's settings. line_seconds: between lines where stderr is no terminal. Raises
+    MstlError where W&B refuses.
+    """
+    stream = Stream()
+    listeners: list[Listener] = [WandB(run, wandb, config)] if wandb is not None else []
+    listeners += [TensorBoard(run)] if tensorboard else []
+    screen = Screen(run, stage=stage, steps=steps, epochs=epochs, every_seconds=line_seconds, stream=stream)
+    curves = Curves(run, screen.note)
+    return Watch([screen, curves, *listeners], stream)

@@ -1,30 +1,27 @@
-"""Weights on disk, and the exact account of what one stage carries over to the next."""
+"""Weights on disk: written as safetensors, read from anywhere as tensors only, never as code."""
 
+from __future__ import annotations
+
+import argparse
+import io
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.errors import MstlError
 from shards.files import write_atomic
 
-NEW_PREFIXES = ("attention.",)  # the only weights a backbone may start afresh
-COUNTERS = ".num_batches_tracked"  # absent from weights saved long ago; nothing that matters depends on them
-HEAD_PREFIXES = ("fc.",)  # only backbones cross stages; a source's head is left behind
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CarryReport:
-    """Names of weights, sorted: taken from the source, left as the target had them, left out of the source."""
-
-    carried: tuple[str, ...]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
+# What training programs save beside the weights, by the beginning of its name at the top of the file.
+NOT_WEIGHTS = ("optim", "lr_sched", "scheduler", "scaler", "amp", "callbacks", "loops", "rng")
+DEEPEST = 8  # dicts in dicts; one that holds itself has no end
+SWOLLEN = 1.5  # torch stores tensors uncompressed: an archive that unpacks to more is no file of its
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -36,91 +33,100 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read `.safetensors`, or a `.pth`/`.pt` file that holds a plain dict of tensors, onto the CPU.
+    """The tensors of a safetensors file or of one that torch.save wrote, on the CPU, whatever the file is called.
 
-    MstlError where the file is missing, damaged, of another kind, or a pickle that would run code.
+    Dicts in dicts become one, names joined by dots (`state_dict.module.conv1.weight`); what is no tensor (an epoch,
+    options) and the optimiser's state are left out. Raises MstlError where the file is missing, damaged, of another
+    kind, without tensors, or a pickle of more than tensors and plain values: nothing in it is run.
     """
     if not path.is_file():
         raise MstlError(f"weights {path}", why="there is no such file", remedy="Check the path")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.suffix in {".pth", ".pt"}:
-        return _load_torch(path)
-    raise MstlError(
-        f"weights {path}",
-        why=f"the ending '{path.suffix}' names no known kind of weights file",
-        remedy="Give a .safetensors, .pth or .pt file",
-    )
-
-
-def carry_over(source: Mapping[str, Tensor], target: nn.Module) -> CarryReport:
-    """Copy a source's weights into a backbone, all or nothing, and account for every name.
-
-    Only attention weights may be new in the target and only head weights may be dropped from the source; any other
-    difference in names or shapes raises MstlError and leaves the target as it was.
-    """
-    state = target.state_dict()
-    carried = sorted(source.keys() & state.keys())
-    new = sorted(state.keys() - source.keys())
-    dropped = sorted(source.keys() - state.keys())
-    _refuse(
-        [name for name in new if not name.startswith(NEW_PREFIXES) and not name.endswith(COUNTERS)], "the source lacks"
-    )
-    _refuse([name for name in dropped if not name.startswith(HEAD_PREFIXES)], "the network has no place for")
-    for name in carried:
-        if source[name].shape != state[name].shape:
-            raise MstlError(
-                f"weight '{name}'",
-                why=f"it is {_shape(source[name])} in the source and {_shape(state[name])} in the network",
-                remedy="Give the weights of the same network: these are a checkpoint of another network",
-            )
-    with torch.no_grad():
-        for name in carried:
-            state[name].copy_(source[name])
-    return CarryReport(carried=tuple(carried), new=tuple(new), dropped=tuple(dropped))
-
-
-def _refuse(names: Sequence[str], why: str) -> None:
-    if names:
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _read_safetensors(path)
+    if not head.startswith((b"PK\x03\x04", b"\x80")) and head[257:262] != b"ustar":
         raise MstlError(
-            "weights do not fit the network",
-            why=f"{why} '{names[0]}'{others}",
-            remedy="Give the weights of the same network, or name the network they belong to",
+            f"weights {path}",
+            why="its content is neither safetensors nor what torch.save writes" if head else "the file is empty",
+            remedy="Give a .safetensors file, or a network's state_dict() saved by torch.save",
         )
+    loaded = _read_torch(path)
+    found: dict[str, Tensor] = {}
+    for name, tensor in _tensors(loaded, (), path):
+        if name in found:
+            raise _damaged(path, f"it has two weights named '{name}'")
+        found[name] = tensor
+    if not found:
+        raise MstlError(
+            f"weights {path}", why="there are no tensors in it", remedy="Save the network's state_dict(), and name that"
+        )
+    return found
 
 
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(side) for side in tensor.shape) or "a scalar"
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise _unreadable(path, error) from error
+        raise _damaged(path, f"the file cannot be read ({_first_words(error)})") from error
 
 
-def _load_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> object:
+    _refuse_swollen(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, KeyError, IndexError, AttributeError, ValueError) as error:
+        # Namespace: the options that many training scripts save beside the weights; it holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        more = f"it asks for {named[1]}" if named else "it is damaged"
         raise MstlError(
             f"weights {path}",
-            why="it is a pickle of more than tensors, which could run code when read, or it is damaged",
-            remedy="Convert it to .safetensors with the program it came from",
+            why=f"it is a pickle of more than tensors, which could run code when read: {more}",
+            remedy="Nothing was run. Where you trust it, save its state_dict() as .safetensors with the program it "
+            "came from",
         ) from error
     except (RuntimeError, EOFError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise MstlError(
-            f"weights {path}",
-            why="it does not hold a plain dict of name to tensor",
-            remedy="Save the network's state_dict() alone, best as .safetensors",
-        )
-    return loaded
+        if "weights_only" in str(error):  # TorchScript, and the tar format of 2017
+            raise MstlError(
+                f"weights {path}",
+                why="it is of a kind that can only be read by running what is in it (TorchScript, or a tar of pickles)",
+                remedy="Nothing was run. Where you trust it, save its state_dict() as .safetensors with the program "
+                "it came from",
+            ) from error
+        raise _damaged(path, f"the file cannot be read ({_first_words(error)})") from error
 
 
-def _unreadable(path: Path, error: Exception) -> MstlError:
-    cause = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-    return MstlError(f"weights {path}", why=f"the file cannot be read ({cause})", remedy="Copy or download it again")
+def _refuse_swollen(path: Path) -> None:
+    """A few kilobytes that unpack to all of memory are no weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, io.UnsupportedOperation):
+        return  # not an archive, or a damaged one: torch says which
+    if unpacked > SWOLLEN * path.stat().st_size:
+        raise _damaged(path, f"it is a compressed archive that unpacks to {unpacked:,} bytes")
+
+
+def _tensors(node: object, place: tuple[str, ...], path: Path) -> Iterator[tuple[str, Tensor]]:
+    if len(place) > DEEPEST:
+        raise _damaged(path, f"its dicts lie more than {DEEPEST} deep")
+    if isinstance(node, Tensor):
+        if node.layout != torch.strided or node.is_quantized:
+            raise _damaged(path, f"'{'.'.join(place)}' is a sparse or quantised tensor")
+        yield ".".join(place), node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if place or not str(key).lower().startswith(NOT_WEIGHTS):
+                yield from _tensors(value, (*place, str(key)), path)
+    elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
+        for index, value in enumerate(node):
+            yield from _tensors(value, (*place, str(index)), path)
+
+
+def _first_words(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+
+
+def _damaged(path: Path, why: str) -> MstlError:
+    return MstlError(f"weights {path}", why=why, remedy="Copy or download it again, or name another file")

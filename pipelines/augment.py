@@ -1,8 +1,8 @@
 """From the decoded image to the network's input: crops, movements, colours and flips of a recipe, drawn per image.
 
-Images are HWC with values 0 … 255 until `normalise`: uint8, or float where 16 bits were read. Every node has a CPU and
-a GPU kernel. An augmentation of probability p is folded into its numbers (a factor of 1 where the coin says no), so
-that a graph has no branches and a whole batch goes through one kernel.
+Images are HWC with values 0 … 255 until `normalise`: uint8, or float where 16 bits were read. Nodes have a CPU and a
+GPU kernel, all but one (see resize.py). An augmentation of probability p is folded into its numbers (a factor of 1
+where the coin says no), so that a graph has no branches and a whole batch goes through one kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-from pipelines import colour
+from pipelines import colour, resize
 from pipelines.recipe import Inputs
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -27,26 +27,6 @@ def coin(probability: float) -> DataNode:
 def spread(largest: float, shape: Sequence[int] = ()) -> DataNode:
     """Uniform in ± largest, which may be 0: CPU floats of this shape per image."""
     return largest * fn.random.uniform(range=(-1.0, 1.0), shape=list(shape))
-
-
-def resize_square(image: DataNode, side: int) -> DataNode:
-    """The whole image as a square of `side` pixels, bilinear with antialiasing."""
-    return fn.resize(image, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
-
-
-def resized_crop(image: DataNode, resize: int, side: int, *, x: DataNode | float, y: DataNode | float) -> DataNode:
-    """`square_crop` of `resize_square`, without making the rest of it: to a value of 1 the same pixels."""
-    share = side / resize
-    corner = fn.stack((1 - share) * y, (1 - share) * x)
-    return fn.resize(
-        image,
-        size=[side, side],
-        roi_start=corner,
-        roi_end=corner + share,
-        roi_relative=True,
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-    )
 
 
 def area_crop(image: DataNode, side: int, area_min: float, area_max: float) -> DataNode:
@@ -100,20 +80,27 @@ def view(image: DataNode, resized: DataNode | None, inputs: Inputs) -> DataNode:
     image: where the recipe decodes its crop alone, that crop.
     """
     if inputs.decodes_crop:
-        cut = _move(resize_square(image, inputs.image_size), inputs)
+        cut = _move(resize.square(image, inputs.image_size, bits=inputs.bits), inputs)
     elif inputs.crop == "area":
         cut = _move(area_crop(image, inputs.image_size, inputs.area_min, inputs.area_max), inputs)
     elif resized is None and not inputs.moves:
         x, y = _corner(inputs)
-        cut = resized_crop(image, inputs.resize, inputs.image_size, x=x, y=y)
+        cut = resize.part_of_square(image, inputs.resize, inputs.image_size, bits=inputs.bits, x=x, y=y)
     else:
-        cut = _crop(_move(resize_square(image, inputs.resize) if resized is None else resized, inputs), inputs)
+        cut = _crop(
+            _move(resize.square(image, inputs.resize, bits=inputs.bits) if resized is None else resized, inputs), inputs
+        )
     return _finish(cut, inputs, flip=inputs.flip)
 
 
-def region_view(region: DataNode, inputs: Inputs) -> DataNode:
-    """One region, `resize` pixels square, with its own randomness: as a view, but flipped only if asked."""
-    return _finish(_crop(region, inputs), inputs, flip=inputs.flip if inputs.region_flip else 0.0)
+def region_view(image: DataNode, start: DataNode, end: DataNode, inputs: Inputs) -> DataNode:
+    """One region of the decoded `image`, between two corners ([2] y, x as fractions), as a square of `resize` pixels.
+
+    Cropped and augmented with its own randomness: as a view, but flipped only if asked.
+    """
+    x, y = _corner(inputs)
+    cut = resize.part_of_window(image, start, end, inputs.resize, inputs.image_size, x=x, y=y)
+    return _finish(cut, inputs, flip=inputs.flip if inputs.region_flip else 0.0)
 
 
 def _crop(resized: DataNode, inputs: Inputs) -> DataNode:

@@ -14,9 +14,9 @@ from nvidia.dali.data_node import DataNode
 from pipelines import thumbnail as t
 
 SIDE = 64
-PAGE_GREY = 235
+PAGE_GREY = 200
 """What is not darker than this all along a line of pixels may be the paper of a page."""
-INK_PIXELS = 2  # a line of pixels with fewer dark ones is white
+INK_PIXELS = 2  # a line of pixels with fewer dark ones, opened, is white
 BODY_PIXELS = 4  # a line of pixels with fewer bright ones holds no body
 MARGIN_PIXELS = 3  # left around the body
 BODY_LEVEL = 0.6  # share of the air level above which something may be skin or fat
@@ -41,9 +41,9 @@ class Body:
 
 
 def find_body(image: DataNode, device: str) -> Body:
-    """Everything about an image of SIDE pixels square, [SIDE, SIDE] float grey values 0 … 255."""
+    """Everything about an image of SIDE pixels square, [SIDE, SIDE] uint8."""
     limits, shown, has_page = _panel(image, device)
-    inverted = _is_inverted(image, device) * (1.0 - has_page)
+    inverted = _is_inverted(image, device) * (has_page < 0.5)
     x = t.inverted_where(image, inverted) * shown
     level = t.two_class_level(x, side=SIDE)
     window = _window(x, BODY_LEVEL * level, limits, device)
@@ -56,7 +56,7 @@ def _panel(image: DataNode, device: str) -> tuple[DataNode, DataNode, DataNode]:
     Without a page, box and mask are of the whole image. Within a body cut off at the image border the corners are
     tissue: white there is no page.
     """
-    found = t.extent(t.as_mask(image < PAGE_GREY), SIDE, INK_PIXELS, device)
+    found = t.extent(t.opened(t.as_mask(image < PAGE_GREY)), SIDE, INK_PIXELS, device)
     whole = t.constant(WHOLE, device)
     inward = t.constant(np.array([1, 1, -1, -1], np.float32), device)
     box = found + (found != whole) * inward  # one pixel in: the border pixel is half page
@@ -64,8 +64,9 @@ def _panel(image: DataNode, device: str) -> tuple[DataNode, DataNode, DataNode]:
     across, down = t.within(x0, x1 - 1.0, SIDE, 1, device), t.within(y0, y1 - 1.0, SIDE, 0, device)
     middle_x, middle_y = t.within(x0 + 3.0, x1 - 4.0, SIDE, 1, device), t.within(y0 + 3.0, y1 - 4.0, SIDE, 0, device)
     in_panel = across & down
-    corners = in_panel > (middle_x | middle_y)
-    has_page = t.as_mask(t.total(corners * ((image < 127.5) - 0.5)) > 0.25)
+    corners = t.as_mask(in_panel > (middle_x | middle_y))
+    black = t.total(corners * (image < 127.5))
+    has_page = t.as_mask(black + black - t.total(corners) > 0.5)
     return whole + has_page * (box - whole), t.as_mask(in_panel | (has_page < 0.5)), has_page
 
 
@@ -99,19 +100,19 @@ def _levels(x: DataNode, level: DataNode, device: str) -> tuple[DataNode, DataNo
     splitting only the body's pixels finds them; the level is capped, for slices with little lung split fat off muscle.
     """
     dark = t.as_mask(x < level)
-    body = t.as_mask(_body(dark, device))
+    body = _body(dark, device)
     darker = t.two_class_level(t.smaller(x, level), side=SIDE)
     darkest = t.as_mask(x < darker)
     enclosed, enclosed_darkest = t.opened(dark * body), t.opened(_body(darkest, device) * darkest)
-    soft = t.as_mask(t.total(enclosed_darkest - MORE_AIR * enclosed) > 0.0)
-    dark_mean, bright_mean = t.mean_within(x, dark), t.mean_within(x, 1.0 - dark)
+    soft = t.as_mask(t.total(enclosed_darkest) > MORE_AIR * t.total(enclosed))
+    dark_mean, bright_mean = t.mean_within(x, dark), t.mean_within(x, t.as_mask(x >= level))
     cap = dark_mean + HIGHEST_SHARE * (bright_mean - dark_mean)
     hazy = t.larger(level, t.smaller(cap, t.two_class_level(x, body, side=SIDE)))
     return t.chosen(soft, darker, level), t.chosen(soft, darker, hazy)
 
 
 def _body(dark: DataNode, device: str) -> DataNode:
-    return t.enclosed(t.opened(1.0 - dark), SIDE, device)
+    return t.enclosed(t.opened(t.as_mask(dark < 0.5)), SIDE, device)
 
 
 def _window(x: DataNode, level: DataNode, limits: DataNode, device: str) -> DataNode:

@@ -1,4 +1,7 @@
-"""The one graph: read, decode, augment, locate and cut regions; the same definition for CPU and GPU."""
+"""The one graph: read, decode, augment, locate and cut regions; the same definition for CPU and GPU.
+
+One kind of node is the CPU's own: see resize.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
-from pipelines import augment, colour, lobes
+from pipelines import augment, colour, lobes, resize
 from pipelines.recipe import Inputs
 
 READER = "shards"
@@ -69,14 +72,14 @@ def _graph(inputs: Inputs, tars: Sequence[str], indexes: Sequence[str], device: 
     image = decode(encoded, inputs, device)
     names = inputs.view_names[:2] if inputs.has_regions else inputs.view_names
     shared = inputs.crop != "area" and len(names) > 1
-    resized = augment.resize_square(image, inputs.resize) if shared else None
+    resized = resize.square(image, inputs.resize, bits=inputs.bits) if shared else None
     views = [augment.view(image, resized, inputs) for _ in names]
     if not inputs.has_regions:
         return (*views, named)
     # The square that the views are cut from is cheaper to look at than the image; too small a one shows too little.
     seen = image if resized is None or inputs.resize < lobes.SIDE else resized
     box, fallback = lobes.locate_in_grey(luminance(seen, inputs), device)
-    cut = [augment.region_view(region, inputs) for region in lobes.regions(image, box, inputs.resize)]
+    cut = [augment.region_view(image, start, end, inputs) for start, end in lobes.region_windows(box)]
     return (*views, *cut, named, fn.cat(box, fallback))
 
 

@@ -6,6 +6,7 @@ import base64
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ WINDOW_PAIRS = 8_000
 """About how many (tar, index) pairs one pipeline is built for: epochs of a small split, a part of one of a large split.
 
 DALI maps a file for each and fails beyond half of vm.max_map_count (65,530 by default), all pipelines of a process
-together.
+together: of each Loader there may be two, the next being built while one is read.
 """
 _AHEAD = 4  # steps that DALI may have begun when it fails
 
@@ -97,6 +98,8 @@ class Loader:
         )
         self._window = range(0)  # steps, counted through all epochs, that the pipeline at hand covers
         self._pipeline: Pipeline | None = None
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="next-window")
+        self._ahead: tuple[range, Future[Pipeline]] | None = None  # the next window, under way
         self._restored: str | None = None  # DALI's checkpoint to build the pipeline from
 
     def __len__(self) -> int:
@@ -148,6 +151,7 @@ class Loader:
 
     def close(self) -> None:
         """Free DALI's threads and memory. Within an epoch, load a state before using the Loader again."""
+        self._drop_ahead()
         self._pipeline = None
         self._restored = None
         self._window = range(0)
@@ -167,16 +171,40 @@ class Loader:
         self._open_window()
 
     def _open_window(self) -> None:
-        """A window from the next step on; no longer than the training that is asked for."""
-        samples = WINDOW_PAIRS * max(1, (self.plan.chunk or 1) // 2)  # a chunk may lie in two tars
-        stop = self._place + max(1, samples // self.plan.rank_batch)
-        self._window = range(self._place, min(stop, max(self.plan.epochs, self.epoch + 1) * len(self)))
+        """A window from the next step on."""
+        self._window = self._window_from(self._place)
         self._pipeline = None
         self._restored = None
 
-    def _build(self) -> Pipeline:
-        """The pipeline of the window, at the restored position if there is one, else at its start."""
-        positions = self._steps.reader_order(self._window.start, self._window.stop)
+    def _window_from(self, place: int) -> range:
+        """Steps for one pipeline; no longer than the training that is asked for."""
+        samples = WINDOW_PAIRS * max(1, (self.plan.chunk or 1) // 2)  # a chunk may lie in two tars
+        stop = place + max(1, samples // self.plan.rank_batch)
+        return range(place, min(stop, max(self.plan.epochs, self.epoch + 1) * len(self)))
+
+    def _enter_pipeline(self) -> Pipeline:
+        """The window's pipeline: at hand, built ahead, or built now; past its middle the next one is begun."""
+        if self._pipeline is None:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == self._window and self._restored is None:
+                self._pipeline = ahead[1].result()
+            else:
+                self._pipeline = self._build(self._window, self._restored)
+        window, end = self._window, self.plan.epochs * len(self)
+        if self._ahead is None and window.stop < end and self._place >= (window.start + window.stop) // 2:
+            upcoming = self._window_from(window.stop)
+            self._ahead = upcoming, self._builder.submit(self._build, upcoming, None)
+        return self._pipeline
+
+    def _drop_ahead(self) -> None:
+        """Afterwards nothing is under way."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead[1].cancel():
+            wait([ahead[1]])
+
+    def _build(self, window: range, restored: str | None) -> Pipeline:
+        """The pipeline of a window, at a restored position or else at its start; what it reads, nothing changes."""
+        positions = self._steps.reader_order(window.start, window.stop)
         # DALI reads the indexes when it builds; they need not outlive that.
         with tempfile.TemporaryDirectory(prefix="mstl-order-") as folder:
             tars, indexes = self._split.write(positions, Path(folder))
@@ -188,8 +216,8 @@ class Loader:
                 threads=self._threads,
                 device=self._device,
                 device_id=self._device_id,
-                seed=_pipeline_seed(self.plan.seed, self._rank, *divmod(self._window.start, len(self))),
-                checkpoint=None if self._restored is None else base64.b64decode(self._restored),
+                seed=_pipeline_seed(self.plan.seed, self._rank, *divmod(window.start, len(self))),
+                checkpoint=None if restored is None else base64.b64decode(restored),
             )
             try:
                 pipeline.build()
@@ -201,12 +229,12 @@ class Loader:
         started = time.perf_counter()
         self._enter_window()
         while True:
-            if self._pipeline is None:
-                self._pipeline = self._build()
+            run = self._enter_pipeline().run
             try:
-                outputs = self._pipeline.run()
+                outputs = run()
                 break
             except RuntimeError as error:
+                del run  # or it would keep the pipeline
                 self._skip_unreadable(error)
         expected = self._steps.at(self.epoch, self.step)
         tensors = [from_dlpack(output.as_tensor())[: len(expected)] for output in outputs]
@@ -217,6 +245,7 @@ class Loader:
     def _skip_unreadable(self, error: RuntimeError) -> None:
         """Note the images that made DALI fail and begin a window at this very step; raises what cannot be skipped."""
         self._pipeline = None
+        self._drop_ahead()  # windows begin elsewhere now
         ahead = range(self._place, min(self._place + _AHEAD, self._window.stop))
         positions = np.concatenate([self._steps.at(*divmod(place, len(self))) for place in ahead])
         try:
@@ -229,7 +258,7 @@ class Loader:
             self.close()
             raise
         self.unreadable += found
-        self._steps.unreadable.update(one.position for one in found)
+        self._steps.unreadable |= {one.position for one in found}
         self._open_window()
 
     def _batch(self, tensors: list[Tensor], expected: Positions) -> Batch:

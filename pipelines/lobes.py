@@ -52,11 +52,11 @@ def locate_in_grey(grey: DataNode, device: str, *, rule: Rule = "inner") -> tupl
     small = t.resized(grey, SIDE)  # the one look at the full image
     found = body.find_body(t.as_plane(t.resized(small, body.SIDE)), device)
     x = t.inverted_where(t.as_plane(body_image(small, found.window)), found.inverted)
-    lung = lungs.lung_mask(x, found, device)
+    lung, end = lungs.lung_mask(x, found, device)
     inner = rule == "inner"
     edge = lungs.border_mask(x, lung, found) if inner else boundary_map(lung)
     box = t.extent(edge, lungs.SIDE, lungs.EDGE_PIXELS if inner else 1, device) / float(lungs.SIDE)
-    plausible = lungs.is_plausible(box, lung, device)
+    plausible = lungs.is_plausible(box, lung, end, device)
     corner = fn.cat(found.window[:2], found.window[:2])
     size = fn.cat(found.window[2:], found.window[2:]) - corner
     whole = t.constant(np.array([0, 0, 1, 1], np.float32), device)
@@ -66,7 +66,7 @@ def locate_in_grey(grey: DataNode, device: str, *, rule: Rule = "inner") -> tupl
 def body_image(small: DataNode, window: DataNode) -> DataNode:
     """The window of the grey HWC thumbnail as a square of lungs.SIDE pixels.
 
-    The window comes to the CPU for this, as the box does in `regions`.
+    The window comes to the CPU for this, as the box does in `region_windows`.
     """
     corner = window.cpu()
     return fn.resize(
@@ -85,29 +85,24 @@ def boundary_map(q: DataNode) -> DataNode:
 
     By the variance of the window, which is 0 only for equal values: 9 Σq² - (Σq)² ≥ 8 otherwise.
     """
-    sums = t.window_sum(q, 3, 3, border="clamp")
-    return t.as_mask(9.0 * t.window_sum(q * q, 3, 3, border="clamp") - sums * sums > 0.5)
+    ones = types.Constant(np.ones((3, 3), np.float32), device="cpu")
+    q = fn.cast(q, dtype=types.FLOAT)
+    sums, squares = (fn.filter(values, ones, border="clamp") for values in (q, q * q))
+    return t.as_mask(9.0 * squares - sums * sums > 0.5)
 
 
-def regions(image: DataNode, box: DataNode, side: int) -> list[DataNode]:
-    """The five regions of the template within the box, each resized to `side` pixels square: uint8 HWC.
+def region_windows(box: DataNode) -> list[tuple[DataNode, DataNode]]:
+    """First and last corner, each [2] (y, x) as fractions of the image, of the template's five regions within the box.
 
-    The box comes to the CPU for this (16 bytes an image): the resize takes its window as a named argument.
+    The box comes to the CPU for this (16 bytes an image): resizing takes its window as a named argument.
     """
     corner = box.cpu()
     left, top = corner[0], corner[1]
     width, height = corner[2] - left, corner[3] - top
-    cut = []
-    for x, y, w, h in TEMPLATE.values():
-        cut.append(
-            fn.resize(
-                image,
-                size=[side, side],
-                roi_start=fn.stack(top + (y - h / 2) * height, left + (x - w / 2) * width),
-                roi_end=fn.stack(top + (y + h / 2) * height, left + (x + w / 2) * width),
-                roi_relative=True,
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,
-            )
+    return [
+        (
+            fn.stack(top + (y - h / 2) * height, left + (x - w / 2) * width),
+            fn.stack(top + (y + h / 2) * height, left + (x + w / 2) * width),
         )
-    return cut
+        for x, y, w, h in TEMPLATE.values()
+    ]

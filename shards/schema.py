@@ -16,6 +16,7 @@ SCHEMA_VERSION = 2
 MANIFEST_NAME = "dataset.json"
 QUARANTINE_NAME = "quarantine.jsonl"
 SPLITS = ("train", "val", "test")
+ALL = "all"  # every split, one behind the other, where a split is named to be read
 _SEAL = '{{\n "sha256_of_the_rest": "{}",\n'
 MAX_SEED = 2**31 - 1  # of anything seeded; the generators of all libraries take that much
 
@@ -58,7 +59,9 @@ class Manifest:
     quarantine_sha256: str = hashlib.sha256(b"").hexdigest()  # an empty list
 
     def shards(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split, in order; raises MstlError naming the splits there are."""
+        """The shards of a split, or of ALL, in order; raises MstlError naming the splits there are."""
+        if split == ALL:
+            return tuple(shard for name in SPLITS for shard in self.splits.get(name, ()))
         if not self.splits.get(split):
             have = ", ".join(name for name, shards in self.splits.items() if shards)
             raise MstlError(

@@ -13,8 +13,10 @@ from shards.errors import MstlError
 
 # Name → (module, what `mstl bench --help` says of it); every module has a `command`.
 BENCHMARKS = {
+    "engine": ("benchmarks.engine", "A step under our engine against torch DDP, and the way to the first step."),
     "loader": ("benchmarks.loader", "Our Loader against its peers, on the same files."),
     "plan": ("benchmarks.plan_index", "The plan as index files: planning, writing, reading, shuffling."),
+    "scaling": ("benchmarks.scaling", "What 1 to 1,024 GPUs would do, predicted and planned."),
     "shard-write": ("benchmarks.shard_write", "Writing shards against webdataset's ShardWriter."),
     "shard-scale": ("benchmarks.shard_scale", "Manifests and plans of up to a billion images."),
 }

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from mstl.failures import LOST, RankLostError
 from shards.errors import MstlError
 
 FAILED, BUG, INTERRUPTED, TERMINATED = 1, 3, 130, 143
@@ -30,7 +31,8 @@ def take_sigterm() -> None:
 
 
 def exit_with(action: Callable[[], object], *, prefix: str = "Error") -> NoReturn:
-    """Run an action and leave: 0 done (or its own int), 1 expected failure, 2 usage, 3 bug, 130 Ctrl-C, 143 SIGTERM.
+    """Run an action and leave: 0 done (or its own int), 1 expected failure, 2 usage, 3 bug, 4 another rank is gone,
+    130 Ctrl-C, 143 SIGTERM.
 
     Failures of the system (disk full, no permission) count as expected: their message names the file.
     """
@@ -43,6 +45,9 @@ def exit_with(action: Callable[[], object], *, prefix: str = "Error") -> NoRetur
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except RankLostError as error:
+        click.echo(f"{prefix}: {error}", err=True)
+        sys.exit(LOST)
     except MstlError as error:
         click.echo(f"{prefix}: {error}", err=True)
         sys.exit(FAILED)
@@ -53,7 +58,7 @@ def exit_with(action: Callable[[], object], *, prefix: str = "Error") -> NoRetur
     except Exception as error:  # noqa: BLE001 - the boundary: whatever else arrives here is a bug, or a lost peer
         if _peer_lost(error):
             click.echo(f"{prefix}: another rank has ended; its own message says why", err=True)
-            sys.exit(FAILED)
+            sys.exit(LOST)
         traceback.print_exc()
         sys.exit(BUG)
 

@@ -24,8 +24,9 @@ def command(images: tuple[Path, ...], out: Path, split: str | None, device: str)
       mstl locate data/shards/covid19-ct --split train --out boxes
 
     Writes boxes.json: per image its size, the lung box and the five regions in pixels (x0, y0, x1, y1), and whether
-    they fell back to the whole image because no lungs were found; and contact sheets with the boxes drawn. It is the
-    graph of `mstl train --stage sstl_m`, so what it shows is what training crops.
+    they fell back to the whole image because no lungs were found, or none that can be a chest's; and contact sheets
+    with the boxes drawn. It looks as `mstl train --stage sstl_m` does at its own image size, so what it shows is what
+    training crops.
     """
     from mstl.cli.progress import rich_progress
     from mstl.locate import locate_all

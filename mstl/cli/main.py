@@ -19,10 +19,12 @@ COMMANDS = {
     "leakage": "Find what the splits of shard sets share and must not.",
     "locate": "Find the lungs in CT slices and show the five regions.",
     "train": "Train one stage.",
+    "runs": "List runs and how they stand.",
     "evaluate": "Measure a trained run on a split.",
     "explain": "Draw Grad-CAM and attention heatmaps of a run.",
     "report": "Write one HTML report of several runs.",
     "bench": "Measure throughput against named peers.",
+    "doctor": "Check this machine and the nodes of a job.",
     "demo": "Run the whole chain on the sample data.",
 }
 

@@ -5,62 +5,123 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import socket
-import subprocess
 import sys
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
-from mstl.cli.training_options import as_arguments, training_options
+from mstl.cli.launcher import MODULE, Ended, Launcher
+from mstl.cli.nodes import Nodes, launcher_words, node_options
+from mstl.cli.training_options import as_arguments, settle_options, training_options
+from mstl.failures import RESTART_CAUSE
+from mstl.places import run_folder
 from shards.errors import MstlError
 
-LAUNCHER = "deepspeed.launcher"
-COMMAND_PID = "MSTL_COMMAND_PID"  # in the ranks' environment: they stop when that process is gone
+RECORD_SECONDS = 60.0  # longer than a network file system keeps what it has read
+LONGEST_PAUSE_SECONDS = 60.0  # between the end of a job and its restart; the first is 1 s, each next twice as long
 
 
 @click.command("train", context_settings={"show_default": True})
 @training_options
 @click.option("--ranks", type=click.IntRange(1), help="Processes.  [default: one a GPU, or one without GPUs]")
-def command(ranks: int | None, **options: Any) -> None:
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(0),
+    default=0,
+    help="Start again behind the newest checkpoint, so often at "
+    "most, when a rank or the launcher is lost; not when what failed would fail again.",
+)
+@node_options
+@click.option("--explain", "explained", is_flag=True, help="Print the recipe, number by number, and train nothing.")
+def command(
+    ranks: int | None,
+    max_restarts: int,
+    explained: bool,
+    hostfile: Path | None,
+    node_rank: int | None,
+    master_addr: str | None,
+    master_port: int | None,
+    **options: Any,
+) -> None:
     """Train one stage: `deepspeed launch/train.py` with this machine's devices.
 
     \b
     mstl train --stage stl_n                        the paper's recipe, resnet50-attn5
     mstl train --stage finetune --init-from runs/sstl_m
     mstl train --stage stl_m --ranks 2 --set optim.epochs=5 --set data.image_size=96
+    mstl train --stage sstl_m --explain             the recipe: printed, resolved, used, and why
+    mstl train --stage stl_n --hostfile hostfile --node-rank 0      one such command on every node
 
     Interrupt it with Ctrl-C or SIGTERM: it saves a checkpoint, and the same command continues.
     """
-    sys.exit(start(options, ranks))
+    settled = settle_options(options)  # a wrong number is answered here, at once, and not after torch is loaded
+    if explained:
+        from mstl.cli.recipe_table import explain
+
+        explain(settled, options["flavour"])
+        return
+    nodes = Nodes(hostfile=hostfile, node_rank=node_rank, master_addr=master_addr, master_port=master_port)
+    sys.exit(start(options, ranks, nodes, max_restarts))
 
 
-def start(options: dict[str, Any], ranks: int | None = None) -> int:
+def start(
+    options: dict[str, Any],
+    ranks: int | None = None,
+    nodes: Nodes = Nodes(),  # noqa: B008 - frozen
+    max_restarts: int = 0,
+) -> int:
     """Run a training job under the launcher; returns its exit code, 128 + signal when this process was signalled.
 
     0 means that the run's record says "finished": a launcher that is killed outright exits with 0 too.
     """
-    code, received = _run_forwarding_signals(launcher_command(options, ranks))
-    if code == 0 and _finished(Path(options["out"] or f"runs/{options['stage']}")):
-        return 0
-    if received:
-        return 128 + received
-    # A rank has said what is wrong in a line of its own before it exits with 1; of anything else nobody has spoken.
-    if code != 1:
-        click.echo(f"Error: the training processes ended early (launcher's exit code {code}); see above", err=True)
-    return code or 1
+    out = run_folder(options["out"], options["stage"], options.get("ssl"))
+    patience = RECORD_SECONDS if nodes.node_rank else 0.0
+    environment = _environment()
+    with Launcher(_script()) as launcher:
+        for again in range(max_restarts + 1):
+            ended = launcher.run(launcher_command(options, ranks, nodes), environment)
+            if ended.code == 0 and _finished(out, patience):
+                return 0
+            if launcher.received:
+                return 128 + launcher.received
+            if again == max_restarts or not ended.transient:
+                break
+            pause = min(2.0**again, LONGEST_PAUSE_SECONDS)
+            click.echo(f"{ended.cause}: starts again in {pause:.0f} s ({again + 1} of {max_restarts})", err=True)
+            if not launcher.pause(pause):
+                return 128 + launcher.received
+            environment[RESTART_CAUSE] = ended.cause
+            options = {**options, "resume": "auto"}
+    return _told(ended)
 
 
-def launcher_command(options: dict[str, Any], ranks: int | None) -> list[str]:
-    """The command line that starts the ranks of a job on this machine; `ranks` None is one for every GPU."""
-    # The null device as hostfile keeps a cluster's /job/hostfile from turning this into a job on many nodes.
-    launcher = [sys.executable, "-m", f"{LAUNCHER}.runner", "--no_local_rank", "--log_level", "critical"]
-    launcher += ["--hostfile", os.devnull, "--master_port", str(_free_port()), *_devices(ranks)]
+def _told(ended: Ended) -> int:
+    """The exit code of a job that did not finish, said in words where no rank has done so."""
+    spoken = [code for code in ended.exits.values() if code]
+    if ended.stopped:
+        return next(code for code in spoken if code > 128)
+    if ended.transient:
+        click.echo(
+            f"Error: the training processes ended early: {ended.cause}; see above. "
+            "The same command continues from the newest checkpoint",
+            err=True,
+        )
+    return min(spoken, default=0) or (ended.code if ended.code > 0 else 1)
+
+
+def launcher_command(options: dict[str, Any], ranks: int | None, nodes: Nodes = Nodes()) -> list[str]:  # noqa: B008
+    """The command line that starts the ranks of a job; `ranks` None is one for every GPU of this machine."""
+    launcher = [sys.executable, "-m", f"{MODULE}.runner", "--no_local_rank", "--log_level", "critical"]
+    if nodes == Nodes():
+        # The null device as hostfile keeps a cluster's /job/hostfile from turning this into a job on many nodes.
+        launcher += ["--hostfile", os.devnull, "--master_port", str(_free_port()), *_devices(ranks)]
+    else:
+        launcher += launcher_words(nodes, ranks)
     return [*launcher, _script(), *as_arguments(options)]
 
 
@@ -90,58 +151,20 @@ def _devices(ranks: int | None) -> list[str]:
     return ["--include", "localhost:" + ",".join(visible[: ranks or len(visible)])]
 
 
-def _run_forwarding_signals(arguments: list[str]) -> tuple[int, int]:
-    """Run the launcher and pass signals on to its ranks; returns its exit code and the signal received, else 0.
-
-    The launcher itself must not get the first one: it would die at once, or kill its ranks while they save. The
-    second signal goes to everybody.
-    """
-    received = 0
-    process = subprocess.Popen(arguments, start_new_session=True, env=_environment())
-
-    def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
-        nonlocal received
-        ranks = [] if received else _ranks(process.pid)
-        received = number
-        # Whoever has ended meanwhile needs no signal, and must not keep it from the others.
-        if not ranks:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for rank in ranks:
-            with suppress(ProcessLookupError):
-                os.kill(rank, signal.SIGTERM)
-
-    before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
-        return process.wait(), received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ranks(launcher: int) -> list[int]:
-    """The training processes below the launcher; none while it is still starting, or when it has ended."""
-    import psutil
-
-    found = []
-    with suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(launcher).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if _script() in words and not any(word.startswith(LAUNCHER) for word in words):
-                    found.append(process.pid)
-    return found
-
-
-def _finished(out: Path) -> bool:
-    try:
-        return bool(json.loads((out / "run.json").read_text())["status"] == "finished")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _finished(out: Path, patience_seconds: float) -> bool:
+    """Whether the run's record says so, or comes to say so within the time: another node may be the one to write it."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads((out / "run.json").read_text())["status"] == "finished":
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
 
 
 def _environment() -> dict[str, str]:
-    environment = {**os.environ, COMMAND_PID: str(os.getpid())}
+    environment = dict(os.environ)
     if not Path("/dev/nvidiactl").exists():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from mstl.models.classifier import Classifier
-from mstl.runs import RunRecord, load_classifier
-from mstl.study.checks import check_output, read_record
+from mstl.runs import RunRecord, load_classifier, open_run
+from mstl.study.checks import check_output
 from pipelines.loader import Loader
 from shards.cache import CacheOptions, local_set
 from shards.errors import MstlError
@@ -66,7 +66,7 @@ def open_subject(
     unknown split, for shards whose bytes are not those of their manifest, and when `out`, the file to be written from
     it, cannot be.
     """
-    record = read_record(run)
+    record = open_run(run)
     check_output(out)
     if not record.weights.is_file() and record.status != "finished":
         raise MstlError(

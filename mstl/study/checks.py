@@ -7,80 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
-from mstl.runs import METRICS_NAME, RunRecord, open_run
+from mstl.run_body import Part, check_part
+from mstl.runs import METRICS_NAME
 from shards.errors import MstlError
-
-
-class Part(BaseModel):
-    """A part of a file as read from JSON: types are taken as they are, fields that nobody here reads are let be."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-class ParentPart(Part):
-    path: str
-    digest: str
-
-
-class ShardsPart(Part):
-    path: str
-    digest: str
-    source: str
-    classes: list[str]
-
-
-class CarryPart(Part):
-    carried: int
-    new: list[str]
-    dropped: list[str]
-
-
-class PrintedPart(Part):
-    value: Any
-    why: str
-
-
-class NamedPart(Part):
-    name: str
-
-
-class VerdictPart(NamedPart):
-    text: str
-    outcome: str
-    unknown: int
-
-
-class LeakagePart(Part):
-    state: str
-    missing: list[str]
-    verdicts: list[VerdictPart]
-    waived: list[NamedPart]
-
-
-class RunPart(Part):
-    """run.json; its recipe and inputs are read by the program that trains."""
-
-    stage: str
-    model: str
-    flavour: str
-    recipe: dict[str, dict[str, Any]]
-    inputs: dict[str, dict[str, Any]]
-    printed: dict[str, PrintedPart]
-    resolved: dict[str, Any]
-    seed: int
-    world_size: int
-    parent: ParentPart | None
-    shards: ShardsPart
-    carry: CarryPart | None
-    leakage: LeakagePart | None = None  # runs before the gate have none
-    software: dict[str, str]
-    device: str
-    git: str | None
-    status: str
-    started: str
-    wall_seconds: float | None
 
 
 class StepPart(Part):
@@ -123,17 +54,10 @@ class EvaluationPart(Part):
         return self
 
 
-def read_record(run: Path) -> RunRecord:
-    """A run folder's record, whole; raises MstlError as `open_run` does and for sections missing or of another kind."""
-    record = open_run(run)
-    _check(RunPart, record.body, str(run / "run.json"), f"Bring it back, or remove {run}")
-    return record
-
-
 def check_log(run: Path, log: Sequence[Mapping[str, Any]]) -> None:
     """Raise MstlError naming the first entry of a run's metrics.jsonl that lacks a field."""
     for entry in log:
-        _check(
+        check_part(
             ValidationPart if "split" in entry else StepPart,
             entry,
             f"{run / METRICS_NAME}, step {entry['step']}",
@@ -143,7 +67,7 @@ def check_log(run: Path, log: Sequence[Mapping[str, Any]]) -> None:
 
 def check_evaluation(file: Path, body: object) -> None:
     """Raise MstlError unless `body`, read from `file`, is what an evaluation writes."""
-    _check(EvaluationPart, body, str(file), "Evaluate the run again")
+    check_part(EvaluationPart, body, str(file), "Evaluate the run again")
 
 
 def check_output(file: Path) -> None:
@@ -157,13 +81,3 @@ def check_output(file: Path) -> None:
         raise MstlError(str(file), why=f"{above} is no folder", remedy="Name a file in a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise MstlError(str(file), why=f"folder {above} cannot be written to", remedy="Name a file somewhere else")
-
-
-def _check(kind: type[Part], body: object, what: str, remedy: str) -> None:
-    try:
-        kind.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        message = f"{place}: {first['msg']}" if place else first["msg"]
-        raise MstlError(what, why=f"it cannot be read ({message})", remedy=remedy) from error

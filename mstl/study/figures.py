@@ -33,7 +33,7 @@ class Curve:
 def roc_figure(curves: Sequence[Curve], *, title: str) -> bytes:
     """ROC curves in one square: x = false positive rate, y = true positive rate, chance as a dotted diagonal."""
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    axes = _axes(figure.add_subplot(), title)
+    axes = panel(figure.add_subplot(), title)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="chance")
     for index, curve in enumerate(curves):
         colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
@@ -43,7 +43,7 @@ def roc_figure(curves: Sequence[Curve], *, title: str) -> bytes:
     axes.set_ylabel("sensitivity (true positive rate)")
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[1:] + handles[:1], names[1:] + names[:1], loc="lower right", frameon=False, fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def confusion_figure(counts: NDArray[np.integer], classes: Sequence[str], *, title: str) -> bytes:
@@ -56,7 +56,7 @@ def confusion_figure(counts: NDArray[np.integer], classes: Sequence[str], *, tit
     few = len(classes) <= CLASSES_WITH_NUMBERS
     side = 2.6 + (0.75 * len(classes) if few else 4.0)
     figure = Figure(figsize=(side + 0.5, side), layout="constrained")
-    axes = _axes(figure.add_subplot(), title)
+    axes = panel(figure.add_subplot(), title)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     shown = range(0, len(classes), 1 if few else math.ceil(len(classes) / 25))
     axes.set_xticks(list(shown), [classes[i] for i in shown], rotation=0 if len(classes) <= 3 else 60)
@@ -76,7 +76,7 @@ def confusion_figure(counts: NDArray[np.integer], classes: Sequence[str], *, tit
     bar.set_label("share of the true class", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def loss_figure(curves: Sequence[Curve], *, columns: int = 4) -> bytes:
@@ -88,7 +88,7 @@ def loss_figure(curves: Sequence[Curve], *, columns: int = 4) -> bytes:
     columns = math.ceil(len(curves) / rows)
     figure = Figure(figsize=(3.1 * columns + 0.3, 2.3 * rows + 0.2), layout="constrained")
     for index, curve in enumerate(curves):
-        axes = _axes(figure.add_subplot(rows, columns, index + 1), curve.name)
+        axes = panel(figure.add_subplot(rows, columns, index + 1), curve.name)
         smooth = running_mean(curve.y, max(1, len(curve.y) // 20))
         axes.plot(curve.x, curve.y, color=COLOURS[0], alpha=0.3, linewidth=0.8)
         axes.plot(curve.x, smooth, color=COLOURS[0], linewidth=1.8, marker="o" if len(curve.x) == 1 else "")
@@ -97,7 +97,7 @@ def loss_figure(curves: Sequence[Curve], *, columns: int = 4) -> bytes:
         axes.set_xlabel("step", fontsize=8)
         if index % columns == 0:
             axes.set_ylabel("training loss", fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def image_grid(
@@ -123,7 +123,7 @@ def image_grid(
             axes = figure.add_axes(place)
             axes.imshow(image, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-    return _png(figure)
+    return to_png(figure)
 
 
 def running_mean(values: NDArray[np.floating], window: int) -> NDArray[np.float64]:
@@ -135,7 +135,8 @@ def running_mean(values: NDArray[np.floating], window: int) -> NDArray[np.float6
     return means
 
 
-def _axes(axes: Axes, title: str) -> Axes:
+def panel(axes: Axes, title: str) -> Axes:
+    """Axes in the house's style: title at the left, two spines, small figures."""
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -145,7 +146,8 @@ def _axes(axes: Axes, title: str) -> Axes:
     return axes
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file, the same for the same figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
     return file.getvalue()

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstl.evaluation.metrics import roc_curve
-from mstl.runs import RunRecord, read_metrics
-from mstl.study.checks import check_evaluation, check_log, read_record
+from mstl.runs import RunRecord, best_validation, open_run, read_metrics
+from mstl.study.checks import check_evaluation, check_log
 from mstl.study.figures import Curve
 from shards.errors import MstlError
 from shards.files import sha256_file
@@ -49,7 +49,7 @@ class Parent:
         """Its place in a chain: the stage of a run, the name of a file, or that it was not found."""
         if not self.found:
             return f"parent not found: {self.path}"
-        return self.path.name if self.run is None else self.run.stage
+        return self.path.name if self.run is None else self.run.title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,8 @@ class RunFacts:
         The last one; with checkpoint.select=best that of the highest AUC (else accuracy), the earliest of equals.
         """
         entries = [entry for entry in self.log if entry.get("split") == "val"]
-        scored = [entry for entry in entries if _score(entry) is not None] if self.selects_best else []
-        return max(scored, key=lambda entry: _score(entry) or 0.0) if scored else entries[-1] if entries else None
+        best = best_validation(entries) if self.selects_best else None
+        return best or (entries[-1] if entries else None)
 
     @cached_property
     def parent(self) -> Parent | None:
@@ -152,7 +152,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> RunFacts:
-    record = read_record(path)
+    record = open_run(path)
     log = tuple(read_metrics(path))
     check_log(path, log)
     files = sorted(path.glob("evaluation/*/metrics.json"))
@@ -186,14 +186,8 @@ def _parent(record: RunRecord) -> Parent | None:
 
 
 def _parent_at(path: Path, digest: str) -> Parent:
-    run = read_record(path) if (path / "run.json").is_file() else None
+    run = open_run(path) if (path / "run.json").is_file() else None
     return Parent(path=path, digest=digest, run=run, found=run is not None or path.is_file())
-
-
-def _score(entry: Entry) -> float | None:
-    """What training judges a validation by: the AUC, else the accuracy."""
-    score: float | None = entry.get("auc")
-    return entry.get("accuracy") if score is None else score
 
 
 def heatmap_path(run: Path, split: str) -> Path:

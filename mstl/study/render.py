@@ -109,6 +109,7 @@ def _leakage(known: Mapping[str, Any] | None) -> list[str]:
     waived = {entry["name"] for entry in known["waived"]}
     lines = [f"waived: {v['name']} ({v['text']})" for v in known["verdicts"] if v["name"] in waived]
     lines += [f"{v['name']}: {v['text']}" for v in known["verdicts"] if v["unknown"] and v["name"] not in waived]
+    lines += [f"its test images were seen without labels by {run}" for run in known.get("transductive", ())]
     return [known["state"], *lines, *(f"not compared: {what}" for what in known["missing"])]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mstl.recipes.rules import IDLE
 from mstl.runs import now
 from mstl.study.checks import check_output
 from mstl.study.figures import Curve, loss_figure, roc_figure
@@ -140,7 +141,7 @@ def _roc_pictures(judged: Sequence[RunFacts]) -> list[Picture]:
 def _loss_picture(facts: Sequence[RunFacts]) -> Picture | None:
     curves = [
         Curve(
-            name=f"{run.name} ({run.record.stage})" if run.name != run.record.stage else run.name,
+            name=f"{run.name} ({run.record.title})" if run.name != run.record.title else run.name,
             x=np.array([entry["step"] for entry in run.steps], dtype=np.float64),
             y=np.array([entry["loss"] for entry in run.steps], dtype=np.float64),
         )
@@ -157,19 +158,22 @@ def _loss_picture(facts: Sequence[RunFacts]) -> Picture | None:
 
 def _recipe_rows(run: RunFacts) -> list[dict[str, Any]]:
     """Every field as used, as this program resolves the paper, and as the paper prints it where that differs."""
+    reasons: Mapping[str, str] = run.record.body.get("reasons", {})
     resolved: Mapping[str, Any] = run.record.body.get("resolved", {})
     printed: Mapping[str, Any] = run.record.body.get("printed", {})
     rows = []
     for section, fields in run.record.recipe.items():
         for field, used in fields.items():
             name = f"{section}.{field}"
+            if name in IDLE.get(run.record.title, ()):
+                continue
             rows.append(
                 {
                     "field": name,
                     "used": used,
                     "resolved": resolved.get(name),
                     "printed": printed.get(name, {}).get("value"),
-                    "why": printed.get(name, {}).get("why", ""),
+                    "why": "; ".join(filter(None, (reasons.get(name), printed.get(name, {}).get("why")))),
                     "changed": name in resolved and used != resolved[name],
                 }
             )

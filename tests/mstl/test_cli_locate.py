@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mstl.cli.locate import command
+from pipelines.loader import Loader
+from pipelines.recipe import multi_view_ct
 from shards.errors import MstlError
 from shards.schema import load_manifest
 
@@ -100,6 +102,22 @@ def test_a_shard_set_and_its_splits(sample_sets, tmp_path):
     assert run(shard_set, "--out", tmp_path / "all").exit_code == 0
     assert len(boxes(tmp_path / "val")[0]) == manifest.samples("val")
     assert len(boxes(tmp_path / "all")[0]) == sum(manifest.samples(split) for split in manifest.splits)
+
+
+def test_boxes_are_those_of_training(sample_sets, tmp_path):
+    """Value by value: the same square of the image is looked at."""
+    shard_set = sample_sets / "covid19-ct"
+    assert run(shard_set, "--split", "val", "--out", tmp_path / "out").exit_code == 0
+    shown = json.loads((tmp_path / "out/boxes.json").read_text())["images"]
+    loader = Loader(
+        multi_view_ct(), shard_set, "val", rank=0, world=1, batch=len(shown), epochs=1, device="cpu", seed=1,
+        shuffle=False, remainder="keep",
+    )  # fmt: skip
+    [batch] = list(loader)
+    sizes = np.array([[one["width"], one["height"]] * 2 for one in shown])
+    order = np.argsort(batch.sample_ids.numpy())
+    assert np.abs(batch.boxes.numpy()[order] * sizes - [one["lungs"] for one in shown]).max() <= 0.006  # as rounded
+    assert batch.located.numpy()[order].tolist() == [not one["fallback"] for one in shown]
 
 
 def test_what_cannot_work_is_told(folder, tmp_path):

@@ -41,7 +41,7 @@ def test_every_command_has_help_that_teaches(name: str) -> None:
         (MstlError("thing", why="it is broken", remedy="Mend it"), 1, "Error: thing: it is broken. Mend it\n"),
         (KeyboardInterrupt(), 130, ""),
         (OSError(28, "No space left on device", "/x/y"), 1, "Error: /x/y: No space left on device."),
-        (RuntimeError("gloo: Connection closed by peer [::1]"), 1, "Error: another rank has ended"),
+        (RuntimeError("gloo: Connection closed by peer [::1]"), 4, "Error: another rank has ended"),
         (RuntimeError("something else"), 3, "Traceback"),
         (ZeroDivisionError("a bug"), 3, "ZeroDivisionError: a bug"),
     ],

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from shards.schema import Manifest, Shard
 MODEL = "resnet14-attn5"
 
 
-def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes")) -> Path:
+def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes"), samples: int = 8) -> Path:
     """A manifest alone: planning reads nothing else of a shard set."""
     shard = Shard(
         path="train/000000.tar",
         index="train/000000.idx",
-        samples=8,
+        samples=samples,
         first_id=0,
         bytes=1,
         sha256="0" * 64,
@@ -43,7 +44,7 @@ def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes"
         tool_version="test",
         refused=0,
         duplicates=0,
-        class_counts={"train": (4, 4)},
+        class_counts={"train": (samples - samples // 2, samples // 2)},
         titles={},
     ).save(folder)
     return folder
@@ -53,6 +54,7 @@ def write_set(folder: Path, source: str, classes: tuple[str, ...] = ("no", "yes"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the shard sets at their default places."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mstl.job.identity.git_revision", lambda: None)  # it asks git, which takes its time
     for source in ("imagenet", "covidx", "covid19-ct"):
         write_set(tmp_path / "data" / "shards" / source, source)
     return tmp_path
@@ -61,8 +63,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def finish(job: Job, name: str | None = None) -> Path:
     """What a finished training of the job leaves, at its own place or beside it."""
     out = job.out if name is None else job.out.parent / name
-    backbone = build_backbone(job.model)
-    classifier = Classifier(backbone, 2)
     write_record(
         out,
         {
@@ -71,8 +71,14 @@ def finish(job: Job, name: str | None = None) -> Path:
             "finished": "2026-01-01T00:00:00+00:00",
         },
     )
-    save_weights(out / "weights.safetensors", {**backbone.state_dict(), **classifier.fc.state_dict(prefix="fc.")})
+    save_weights(out / "weights.safetensors", {**weights_of(job.model), "fc.bias": torch.rand(2)})  # no two alike
     return out
+
+
+@cache
+def weights_of(model: str) -> dict[str, torch.Tensor]:
+    backbone = build_backbone(model)
+    return {**backbone.state_dict(), **Classifier(backbone, 2).fc.state_dict(prefix="fc.")}
 
 
 def test_defaults(place: Path) -> None:
@@ -131,7 +137,12 @@ def test_an_interrupted_run_is_continued_whatever_was_trained_beside_it_since(pl
 
 
 @pytest.mark.parametrize(
-    ("fields", "refused"), [(("data.workers=7", "checkpoint.keep=9"), False), (("optim.lr=9",), True)]
+    ("fields", "refused"),
+    [
+        (("data.workers=7", "checkpoint.keep=9", "checkpoint.every_minutes=none"), False),
+        (("optim.lr=9",), True),
+        (("engine.zero=1",), True),
+    ],
 )
 def test_only_what_changes_results_must_stay_when_continuing(
     place: Path, fields: tuple[str, ...], refused: bool
@@ -144,13 +155,64 @@ def test_only_what_changes_results_must_stay_when_continuing(
 
 @pytest.mark.parametrize(
     ("batch", "world", "says"),
-    [(9, 2, "data.batch_size=8"), (2, 2, "4 or more"), (8, 2, None), (16, 1, "smaller batch")],
+    [(9, 2, "data.batch_size=8"), (2, 2, "4 or more"), (8, 2, None), (16, 1, "smaller batch"), (24, 16, "fewer ranks")],
 )
 def test_what_ranks_cannot_share_is_refused(place: Path, batch: int, world: int, says: str | None) -> None:
     job = plan_job(Request(stage="stl_n", model=MODEL, overrides=[f"data.batch_size={batch}"]))
     with pytest.raises(MstlError) if says else nullcontext() as caught:
         check_world(job, world)
     assert says is None or says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "world", "goes"),
+    [
+        (425, 256, 1, None),
+        (425, 256, 8, None),  # 21 a rank at the last step
+        (425, 212, 1, 211),  # 212 + 212 + 1
+        (425, 128, 32, 160),  # 41 left, one each, and so with 96 and 64
+        (425, 416, 8, 408),  # 9 left, one each
+        (33, 32, 1, 31),
+        (5, 4, 2, None),  # the fifth is left out: it cannot be shared
+        (6, 4, 2, 6),  # two left, one each
+    ],
+)
+def test_a_last_step_of_one_image_a_rank_is_refused_with_a_size_that_goes(
+    place: Path, samples: int, batch: int, world: int, goes: int | None
+) -> None:
+    write_set(place / "sized", "covid19-ct", samples=samples)
+    request = Request(
+        stage="finetune",
+        model=MODEL,
+        shards=place / "sized",
+        init_from="none",
+        overrides=[f"data.batch_size={batch}"],
+    )
+    job = plan_job(request)
+    if goes is None:
+        check_world(job, world)
+        return
+    with pytest.raises(MstlError, match="batch normalisation needs two") as caught:
+        check_world(job, world)
+    assert caught.value.remedy == f"Set another: --set data.batch_size={goes}"
+    check_world(plan_job(replace(request, overrides=[f"data.batch_size={goes}"])), world)
+
+
+def test_the_same_remainder_does_not_matter_where_it_is_dropped(place: Path) -> None:
+    write_set(place / "sized", "imagenet", samples=33)
+    check_world(
+        plan_job(Request(stage="stl_n", model=MODEL, shards=place / "sized", overrides=["data.batch_size=32"])), 1
+    )
+
+
+@pytest.mark.parametrize(("accumulate", "world", "refused"), [(2, 2, False), (4, 1, False), (4, 2, True), (8, 1, True)])
+def test_parts_of_a_batch_hold_two_images_on_every_rank(
+    place: Path, accumulate: int, world: int, refused: bool
+) -> None:
+    overrides = ["data.batch_size=8", f"engine.accumulate={accumulate}"]
+    job = plan_job(Request(stage="stl_n", model=MODEL, overrides=overrides))
+    with pytest.raises(MstlError, match=f"engine.accumulate {accumulate}") if refused else nullcontext():
+        check_world(job, world)
 
 
 def test_an_unfinished_parent_is_refused(place: Path) -> None:
@@ -222,3 +284,93 @@ def test_the_record_holds_what_was_printed_resolved_and_used(place: Path) -> Non
     assert body["resolved"]["optim.lr"] == 0.03
     assert body["recipe"]["optim"]["lr"] == 0.01
     assert (body["world_size"], body["shards"]["digest"]) == (2, job.manifest.digest())
+
+
+def test_a_baseline_is_a_run_of_its_own_and_nobodys_unasked_parent(place: Path) -> None:
+    request = Request(stage="sstl_m", ssl="moco", model=MODEL, init_from="none")
+    job = plan_job(request)
+    assert (job.out, job.ssl) == (Path("runs/sstl_m-moco"), "moco")
+    baseline = finish(job)
+    with pytest.raises(MstlError, match="holds only baselines"):
+        plan_job(Request(stage="finetune", model=MODEL))
+    named = plan_job(Request(stage="finetune", model=MODEL, init_from=str(baseline)))
+    assert named.parent is not None
+    assert named.parent.run == baseline
+    ours = finish(plan_job(replace(request, ssl=None)))
+    assert ours == Path("runs/sstl_m")
+    unasked = plan_job(Request(stage="finetune", model=MODEL)).parent
+    assert unasked is not None
+    assert unasked.run == ours
+
+
+def test_another_method_does_not_continue_a_run(place: Path) -> None:
+    request = Request(stage="sstl_m", ssl="moco", model=MODEL, init_from="none", out=Path("runs/one"))
+    finish(plan_job(request))
+    assert plan_job(request).finished
+    with pytest.raises(MstlError, match="ssl is 'moco_v2' and was 'moco'"):
+        plan_job(replace(request, ssl="moco_v2"))
+
+
+def test_a_run_from_before_there_were_methods_is_the_papers_own(place: Path) -> None:
+    request = Request(stage="sstl_m", model=MODEL, init_from="none")
+    out = finish(plan_job(request))
+    body = json.loads((out / "run.json").read_text())
+    del body["ssl"], body["reasons"]
+    write_record(out, body)
+    assert plan_job(request).finished
+    assert plan_job(replace(request, ssl="ours")).finished
+
+
+def test_methods_see_their_own_views(place: Path) -> None:
+    def seen(ssl: str | None) -> tuple[str, float, float, str]:
+        inputs = plan_job(Request(stage="sstl_m", ssl=ssl, model=MODEL, init_from="none")).train_inputs
+        return inputs.views, inputs.jitter, inputs.area_min, inputs.channels
+
+    assert seen("ours") == ("two_and_regions", 0.5, 0.08, "grey")
+    assert seen("moco") == ("two", 1.0, 0.2, "grey")
+    assert seen("moco_v2") == ("two", 0.8, 0.2, "grey")
+    assert seen("simclr") == ("two", 0.8, 0.08, "grey")
+
+
+def test_the_printed_flavour_reaches_what_the_network_sees(place: Path) -> None:
+    pretrained = plan_job(Request(stage="sstl_m", model=MODEL, init_from="none", flavour="printed"))
+    assert (pretrained.train_inputs.channels, pretrained.train_inputs.region_flip) == ("rgb", True)
+    tuned = plan_job(Request(stage="finetune", model=MODEL, init_from="none", flavour="printed"))
+    assert (tuned.val_inputs.jitter, tuned.val_inputs.crop, tuned.val_inputs.channels) == (0.5, "centre", "rgb")
+    ours = plan_job(Request(stage="finetune", model=MODEL, init_from="none"))
+    assert (ours.val_inputs.jitter, ours.val_inputs.channels) == (0.0, "grey")
+
+
+def test_a_scaled_rate_is_said_and_recorded(place: Path) -> None:
+    request = Request(stage="sstl_m", model=MODEL, init_from="none", overrides=["data.batch_size=64"], compile=True)
+    job = plan_job(request)
+    assert job.notes == ("optim.lr 0.0075: scaled with data.batch_size: 0.03 x 64 / 256",)
+    body = record(job, world_size=1, device="CPU", carry=None)
+    assert body["recipe"]["optim"]["lr"] == pytest.approx(0.0075)
+    assert body["reasons"] == {
+        "data.batch_size": "--set",
+        "engine.compile": "--compile",
+        "optim.lr": "scaled with data.batch_size: 0.03 x 64 / 256",
+    }
+    assert plan_job(replace(request, overrides=["data.batch_size=64", "optim.lr=0.1"])).notes == ()
+
+
+def test_all_images_are_for_learning_without_labels_alone_and_that_follows_the_weights(place: Path) -> None:
+    request = Request(stage="sstl_m", model=MODEL, init_from="none", overrides=["data.images=all"])
+    job = plan_job(request)
+    assert (job.train_split, plan_job(replace(request, overrides=[])).train_split) == ("all", "train")
+    assert job.notes == ("trains on val and test images too, without their labels",)
+    pretrained = finish(job)
+    tuned = plan_job(Request(stage="finetune", model=MODEL))
+    assert tuned.leakage.record["transductive"] == [str(pretrained)]
+    assert tuned.leakage.notes[-1].endswith("has seen this set's val and test images, without their labels")
+    with pytest.raises(MstlError, match="finetune has no use for it"):
+        plan_job(Request(stage="finetune", model=MODEL, overrides=["data.images=all"]))
+
+
+def test_random_crops_of_any_area_are_there_for_natural_images(place: Path) -> None:
+    request = Request(stage="stl_n", model=MODEL, overrides=["data.random_resized_crop=true"])
+    assert (plan_job(request).train_inputs.crop, plan_job(replace(request, overrides=[])).train_inputs.crop) == (
+        "area",
+        "random",
+    )

@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import make_run, make_shards
 
 from mstl.cli.training_options import as_arguments
-from mstl.gate import check_leakage, trace_lineage
+from mstl.gate import Gate, check_leakage, trace_lineage
 from mstl.job import Job, Request, plan_job, record
 from mstl.runs import write_record
 from mstl.study.report import write_report
@@ -134,6 +134,21 @@ def test_a_train_split_alone_has_nothing_to_compare(tmp_path: Path) -> None:
         shards=folder, called="one", manifest=load_manifest(folder), lineage=[], waive=[], previous=None
     )
     assert (gate.record["state"], gate.notes) == ("nothing to compare", ())
+
+
+def test_a_run_that_saw_all_images_without_labels_is_named_and_leaves_more_to_compare(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "one", "toy")
+    manifest = load_manifest(folder)
+    entry = {"run": "ssl", "stage": "sstl_m", "source": "other", "shards": "/other", "images": "all"}
+
+    def looked_at(digest: str) -> Gate:
+        lineage = [{**entry, "digest": digest}]
+        return check_leakage(shards=folder, called="one", manifest=manifest, lineage=lineage, waive=[], previous=None)
+
+    same, other = looked_at(manifest.digest()), looked_at("d" * 64)
+    assert (same.record["transductive"], other.record["transductive"]) == (["ssl"], [])
+    assert same.notes[-1] == "leakage: ssl has seen this set's val and test images, without their labels"
+    assert "val and test images of other, of sstl_m" in other.record["missing"]
 
 
 def test_a_finding_refuses_and_names_its_waiver(place: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from moco_cases import freeze_norms, make_batch, make_model, train_step
-from torch import nn
+from moco_cases import double_batch, freeze_norms, make_batch, make_model, part_of, train_step
+from torch import Tensor, nn
 
 from mstl.losses import contrastive_loss
 from mstl.models.attention import AttentionBlock
@@ -128,7 +128,7 @@ def test_a_dropped_step_leaves_the_queue() -> None:
     model(make_batch([0, 1], seed=0))
     with pytest.raises(AssertionError, match="after_step"):
         model(make_batch([0, 1], seed=0))
-    model.drop_pending()
+    model.skip_step()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.queue.state_dict().items())
     model(make_batch([2, 3], seed=0))
     model.after_step()
@@ -137,17 +137,18 @@ def test_a_dropped_step_leaves_the_queue() -> None:
         model.after_step()
 
 
-def test_losses_and_keys_stay_in_float32_under_autocast() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_and_keys_stay_in_float32_under_autocast(dtype: torch.dtype) -> None:
     model = freeze_norms(make_model())
     assert model.region_head is not None
     nn.init.normal_(model.region_head.weight)  # small logits' rounding would cancel over the five classes
     batch = make_batch([0, 1, 2], seed=0)
     crops = torch.cat([batch.views[name] for name in REGIONS])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         scalars = model(batch)
         features = [model.backbone(images).float() for images in (batch.views["q"], batch.views["k"], crops)]
     assert {name: s.dtype for name, s in scalars.items()} == dict.fromkeys(scalars, torch.float32)
-    # The backbone works in bfloat16; from its features on everything is float32.
+    # The backbone works in half precision; from its features on everything is float32.
     query, key = (F.normalize(model.projection(f), dim=1) for f in features[:2])
     assert scalars["contrastive"].item() == pytest.approx(contrastive_loss(query, key, model.queue.keys, 0.2).item())
     by_region = model.region_head(features[2]).log_softmax(dim=1)
@@ -155,6 +156,65 @@ def test_losses_and_keys_stay_in_float32_under_autocast() -> None:
     assert scalars["region"].item() == pytest.approx(expected.item(), rel=1e-6)
     model.after_step()
     torch.testing.assert_close(model.queue.keys.norm(dim=1), torch.ones(6), rtol=0, atol=1e-6)
+
+
+def test_the_wider_head_is_two_layers_and_its_key_follows() -> None:
+    model = make_model(head="mlp", region_mode="off", momentum=0.5)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.projection.named_parameters()}
+    assert shapes == {"0.weight": (24, 24), "0.bias": (24,), "2.weight": (16, 24), "2.bias": (16,)}
+    train_step(model, make_batch([0, 1, 2, 3], seed=0))
+    before = model.key_projection.get_parameter("0.weight").clone()
+    query = model.projection.get_parameter("0.weight").clone()
+    assert not torch.equal(before, query)
+    model(make_batch([4, 5, 6, 7], seed=1))
+    torch.testing.assert_close(model.key_projection.get_parameter("0.weight"), (before + query) / 2)
+
+
+def test_parts_of_the_batch_are_normalised_apart_and_keys_shuffled_over_them() -> None:
+    """Against forwards of each part alone, through torch's own norms."""
+    model, plain = make_model(bn_group=2).double(), make_model().double()
+    batch = double_batch(make_batch([0, 1, 2, 3, 4], seed=5))
+    scalars = model(batch)
+
+    def alone(images: Tensor) -> Tensor:
+        return plain.backbone(images).detach()
+
+    parts = (slice(0, 3), slice(3, 5))
+    query = F.normalize(plain.projection(torch.cat([alone(batch.views["q"][part]) for part in parts])), dim=1)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+    assert order.tolist() != list(range(5))
+    shuffled = batch.views["k"][order]
+    keys = torch.cat([alone(shuffled[part]) for part in parts])[order.argsort()]
+    key = F.normalize(plain.projection(keys), dim=1)
+    expected = contrastive_loss(query, key, plain.queue.keys, 0.2)
+    assert scalars["contrastive"].item() == pytest.approx(expected.item(), rel=1e-9)
+    losses = [plain._region(plain.region_head, {name: v[part] for name, v in batch.views.items()})[0] for part in parts]
+    assert scalars["region"].item() == pytest.approx((3 * losses[0].item() + 2 * losses[1].item()) / 5, rel=1e-9)
+    model.after_step()
+    torch.testing.assert_close(model.queue.keys[:5], key.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_of_one_part_is_not_shuffled() -> None:
+    grouped, plain = make_model(bn_group=4), make_model()
+    for seed in range(2):
+        for model in (grouped, plain):
+            train_step(model, make_batch([0, 1, 2, 3], seed=seed))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in grouped.state_dict().items())
+
+
+def test_evaluation_does_not_depend_on_the_batch_or_its_parts() -> None:
+    model = make_model(bn_group=2).eval()
+    batch = make_batch([0, 1, 2, 3, 4, 5], seed=0)
+    before = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        whole = model(batch)
+        halves = [model(part_of(batch, start, start + 3)) for start in (0, 3)]
+        again = model(batch)
+    for name, value in whole.items():
+        assert torch.equal(value, again[name])
+        mean = (halves[0][name] + halves[1][name]) / 2
+        torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_saved_state_continues_exactly() -> None:

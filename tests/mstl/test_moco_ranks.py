@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from moco_cases import freeze_norms, make_batch, make_model, part_of, train_step
+from moco_cases import double_batch, freeze_norms, make_batch, make_model, part_of, train_step
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from mstl.distributed import average_batchnorm_, gather_cat, mean_over_ranks_, rank, world_size
+from mstl.ssl.moco import MomentumContrast
+from shards.errors import MstlError
 
 BATCHES = [make_batch([0, 1, 2, 3], seed=11), make_batch([4, 1, 5, 6], seed=12), make_batch([2, 7, 0, 8], seed=13)]
 
@@ -42,8 +44,37 @@ def two_ranks_worker(index: int, folder: str) -> None:
     found["state"] = copy.deepcopy(model.state_dict())
     average_batchnorm_(model)
     found["averaged"] = model.state_dict()
+
+    wide = make_model(momentum=0.5).double()
+    found["wide_losses"] = [train_step(wide, double_batch(half))["loss"] for half in halves]
+    average_batchnorm_(wide)
+    found["wide_state"] = wide.state_dict()
+    found["complaints"] = complaints(model, index)
     torch.save(found, Path(folder) / f"rank{index}.pt")
     dist.destroy_process_group()
+
+
+def complaints(model: MomentumContrast, index: int) -> dict[str, str]:
+    """What `check_ranks` says of a sound state, and after one number was changed on one rank, by what was changed."""
+    said: dict[str, str] = {}
+    damages: dict[str, tuple[Tensor, int, float]] = {
+        "nothing": (model.queue.keys[0, 0], 1, 0.0),
+        "key": (model.queue.keys[3, 5], 1, 1e-6),
+        "id": (model.queue.sample_ids[2], 0, 1),
+        "cursor": (model.queue.cursor, 1, 1),
+        "step": (model.step, 1, 1),
+    }
+    for name, (number, at, change) in damages.items():
+        before = number.clone()
+        if index == at:
+            number += change
+        try:
+            model.check_ranks()
+            said[name] = ""
+        except MstlError as error:
+            said[name] = str(error)
+        number.copy_(before)
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +170,26 @@ def test_alone_nothing_is_gathered_or_averaged() -> None:
     before = norm.running_mean.clone()
     average_batchnorm_(norm)
     assert torch.equal(norm.running_mean, before)
+
+
+def test_one_rank_with_parts_equals_two_ranks(two_ranks: list[dict[str, object]]) -> None:
+    """Split batch norm stands for ranks: same shuffling, statistics, losses, weights, keys and queue, in float64."""
+    model = make_model(momentum=0.5, bn_group=2).double()
+    losses = [train_step(model, double_batch(batch))["loss"] for batch in BATCHES]
+    for step, loss in enumerate(losses):
+        mean = (two_ranks[0]["wide_losses"][step] + two_ranks[1]["wide_losses"][step]) / 2
+        torch.testing.assert_close(mean, loss, rtol=1e-8, atol=1e-10)
+    state = model.state_dict()
+    for name, tensor in states(two_ranks, "wide_state")[0].items():
+        # A norm of two values magnifies what it gets where they are near each other.
+        torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+    plain = make_model(momentum=0.5).double()
+    assert train_step(plain, double_batch(BATCHES[0]))["loss"] != losses[0]
+
+
+@pytest.mark.parametrize("damaged", ["key", "id", "cursor", "step"])
+def test_every_rank_says_that_queues_have_come_to_differ(two_ranks: list[dict[str, object]], damaged: str) -> None:
+    said = [found["complaints"] for found in two_ranks]
+    assert [one["nothing"] for one in said] == ["", ""]
+    assert said[0][damaged] == said[1][damaged]
+    assert "rank 1 and rank 0 hold different values" in said[0][damaged]

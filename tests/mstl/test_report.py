@@ -243,6 +243,17 @@ def test_a_parent_that_is_gone_is_said_to_be(tmp_path: Path, chain: list[Path]) 
     assert tables[1][1][2] == f"with transfer {lost} → sstl_m"
 
 
+def test_a_baseline_and_the_reasons_of_its_recipe_are_shown(tmp_path: Path, chain: list[Path]) -> None:
+    record(chain[1], ssl="moco", reasons={"optim.lr": "scaled with data.batch_size: 0.03 x 8 / 256"})
+    tables = Tables(report(tmp_path, chain[1:])).tables
+    assert tables[0][1][1] == "SSTL-M self-supervised, CT, moco"
+    assert tables[1][1][2] == "with transfer stl_m → sstl_m-moco"
+    rows = [row for table in tables for row in table if row]
+    assert any(row[0] == "optim.lr" and row[-1].startswith("scaled with data.batch_size") for row in rows)
+    # Pretraining without labels has no use for dropout; the two fine-tunings have.
+    assert [row[0] for row in rows].count("model.dropout") == 2
+
+
 def test_runs_moved_together_still_know_their_parents(tmp_path: Path, chain: list[Path]) -> None:
     old = [path.name for path in chain]
     moved = tmp_path / "moved"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mstl import saving
+from mstl.engine import Snapshot, StepResult
 from mstl.recipes import Recipe, build_recipe
+from mstl.resume import restore
 from mstl.runs import read_metrics
-from mstl.train import Training, restore, train
+from mstl.saving import Saver
+from mstl.train import train
+from mstl.training import Training
 from mstl.weights import load_weights
 from pipelines.batch import Batch
 from pipelines.loader import Loader
@@ -33,9 +40,16 @@ class Stage:
         self.scores = scores
         self.validated = 0
         self.after = 0
+        self.checked = 0
 
     def after_step(self) -> None:
         self.after += 1
+
+    def skip_step(self) -> None:
+        raise AssertionError("no step is skipped here")
+
+    def check_ranks(self) -> None:
+        self.checked += 1
 
     def evaluate(self, loader: Loader, device: torch.device) -> dict[str, float]:
         assert not self.module.training
@@ -66,27 +80,27 @@ class PlainEngine:
         self.optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
         self.rates: list[float] = []
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.module(batch)
-        return losses
-
-    def backward(self, loss: Tensor) -> float:
-        loss.backward()
-        return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
-
-    def step(self, lr: float) -> None:
+    def update(self, batch: Batch, lr: float) -> StepResult:
         self.rates.append(lr)
         self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
+        losses: dict[str, Tensor] = self.module(batch)
+        losses["loss"].backward()
+        norm = float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+        applied = math.isfinite(norm)
+        if applied:
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        stop = "" if applied else "the gradient is not finite"
+        return StepResult(losses={n: v.detach() for n, v in losses.items()}, norm=norm, applied=applied, stop=stop)
 
-    def save(self, folder: Path) -> None:
-        torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "all.pt")
+    def snapshot(self) -> Snapshot:
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return Snapshot(shared=copy.deepcopy(state), own={})
 
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / "all.pt")
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def restore(self, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        assert not own
+        self.module.load_state_dict(shared["module"])
+        self.optimizer.load_state_dict(shared["optimizer"])
 
 
 @dataclass
@@ -185,6 +199,7 @@ def test_the_weights_handed_on(sample_sets: Path, tmp_path: Path, select: str, c
     training = make(sample_sets, tmp_path, [0.5, 0.9, 0.7], Watch(), f"checkpoint.select={select}")
     train(training)
     assert int(load_weights(tmp_path / "weights.safetensors")["validated"]) == chosen
+    assert int(load_weights(tmp_path / "best.safetensors")["validated"]) == 2  # kept, whatever is handed on
 
 
 def test_an_undefined_score_is_null_in_the_log_and_accuracy_stands_in(sample_sets: Path, tmp_path: Path) -> None:
@@ -204,7 +219,9 @@ def test_stopped_anywhere_and_continued_is_the_undisturbed_run(sample_sets: Path
     assert isinstance(first.stage, Stage)
     second = make(sample_sets, tmp_path / "broken", scores[first.stage.validated :], Watch())
     assert isinstance(second.stage, Stage)
-    assert restore(second) == stop_at == first.done
+    checkpoint = restore(second)
+    assert checkpoint is not None
+    assert checkpoint.step == stop_at == first.done == second.done
     assert train(second)
     whole, broken = ([{**line, "images_per_second": 0, "data_wait": 0} for line in read_metrics(tmp_path / name)]
                      for name in ("whole", "broken"))  # fmt: skip
@@ -226,4 +243,140 @@ def test_a_gradient_that_is_not_finite_is_never_applied(sample_sets: Path, tmp_p
     with pytest.raises(MstlError, match=r"step 5: the gradient is not finite.*was not applied"):
         train(training)
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
-    assert restore(make(sample_sets, tmp_path, [], Watch())) == 4
+    checkpoint = restore(make(sample_sets, tmp_path, [], Watch()))
+    assert checkpoint is not None and checkpoint.step == 4
+
+
+class Clock:
+    """A clock that moves on by some seconds whenever it is asked."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    steps = []
+    begin = Saver.begin
+
+    def noted(self: Saver, step: int, *rest: Any) -> None:
+        steps.append(step)
+        begin(self, step, *rest)
+
+    monkeypatch.setattr(Saver, "begin", noted)
+    return steps
+
+
+def test_checkpoints_are_saved_by_steps_and_by_the_clock(
+    sample_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = saved_steps(monkeypatch)
+    train(make(sample_sets, tmp_path / "steps", [0.5] * 3, Watch(), "checkpoint.every_steps=4"))
+    assert steps == [4, 8, 9]
+    steps.clear()
+    # Half a minute a step, a save behind two of them; the clock is looked at when a save is done, too.
+    monkeypatch.setattr("mstl.train.time.monotonic", Clock(30.0))
+    train(make(sample_sets, tmp_path / "clock", [0.5] * 3, Watch(), "checkpoint.every_minutes=1"))
+    assert steps == [2, 4, 6, 8, 9]
+    steps.clear()
+    never = make(sample_sets, tmp_path / "never", [0.5] * 3, Watch(), 'checkpoint.every_minutes="none"')
+    train(never)
+    assert steps == [9]
+    assert isinstance(never.stage, Stage)
+    assert never.stage.checked == 1
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    sample_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, write = threading.Event(), saving._write_tensors
+
+    def slow(path: Path, content: dict[str, Any]) -> None:
+        assert disk.wait(60)
+        write(path, content)
+
+    class Waiting(Watch):
+        """Lets the disk write when training is two steps further."""
+
+        def step(self, entry: Mapping[str, Any]) -> None:
+            super().step(entry)
+            if entry["step"] == 7:
+                assert not list(tmp_path.glob("checkpoints/step-*"))
+                disk.set()
+
+    monkeypatch.setattr(saving, "_write_tensors", slow)
+    assert train(make(sample_sets, tmp_path, [0.5] * 3, Waiting(), "checkpoint.every_steps=5"))
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == ["step-5", "step-9"]
+    # What was written is the state of step 5, though training had changed it by then.
+    monkeypatch.undo()
+    whole = make(sample_sets, tmp_path / "other", [0.5] * 3, Watch(stop_at=5))
+    assert not train(whole)
+    weight = [torch.load(run / "checkpoints/step-5/shared.pt")["module"]["fc.weight"]
+              for run in (tmp_path, tmp_path / "other")]  # fmt: skip
+    assert torch.equal(*weight)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training_soon(
+    sample_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = saving._write_tensors
+    told = threading.Event()
+
+    def full(path: Path, content: dict[str, Any]) -> None:
+        if path.parent.name.startswith(".step-4"):
+            told.set()
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    class Waiting(Watch):
+        def step(self, entry: Mapping[str, Any]) -> None:
+            super().step(entry)
+            if entry["step"] == 5:
+                assert told.wait(60)
+
+    monkeypatch.setattr(saving, "_write_tensors", full)
+    watch = Waiting()
+    with pytest.raises(MstlError, match=r"step 4 .*No space left on device.*the newest older one is of step 2"):
+        train(make(sample_sets, tmp_path, [0.5] * 3, watch, "checkpoint.every_steps=2"))
+    assert watch.entries[-1]["step"] <= 6  # the next save would be that of step 6
+    checkpoint = restore(make(sample_sets, tmp_path, [], Watch()))
+    assert checkpoint is not None and checkpoint.step == 2
+
+
+def test_an_epoch_that_is_over_for_other_ranks_is_validated_first(sample_sets: Path, tmp_path: Path) -> None:
+    first = make(sample_sets, tmp_path, [0.5] * 3, Watch(stop_at=2))
+    assert not train(first)
+    second = make(sample_sets, tmp_path, [0.6, 0.7, 0.8], Watch())
+    restore(second)
+    # As if these ranks had left the epoch's last step out: its images do not fill one.
+    second.loader.close()
+    second.loader.epoch, second.loader.step = 1, 0
+    assert train(second)
+    lines = [(line["step"], line["epoch"], line.get("auc")) for line in read_metrics(tmp_path)]
+    assert lines[2:4] == [(2, 0, 0.6), (3, 1, None)]
+    assert [line for line in lines if line[2]] == [(2, 0, 0.6), (5, 1, 0.7), (8, 2, 0.8)]
+
+
+def test_a_best_of_steps_that_are_done_again_is_forgotten(sample_sets: Path, tmp_path: Path) -> None:
+    """A kill behind an epoch's validation and before the next checkpoint takes the validation back."""
+
+    class Leave(BaseException):
+        pass
+
+    class Leaving(Watch):
+        def step(self, entry: Mapping[str, Any]) -> None:
+            if entry["step"] == 7:
+                raise Leave
+
+    with pytest.raises(Leave):
+        train(make(sample_sets, tmp_path, [0.5, 0.9, 0.7], Leaving(), "checkpoint.every_steps=4"))
+    second = make(sample_sets, tmp_path, [0.6, 0.55], Watch(), "checkpoint.every_steps=4")
+    checkpoint = restore(second)
+    assert checkpoint is not None and checkpoint.step == 4
+    assert second.best == 0.5
+    assert second.best_weights is not None and int(second.best_weights["validated"]) == 1
+    assert train(second)
+    assert second.best == 0.6

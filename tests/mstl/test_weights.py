@@ -1,26 +1,25 @@
-"""Weights on disk, and the account of what one stage carries over to the next."""
+"""Weights files: written whole, read from anywhere without running what is in them."""
 
+from __future__ import annotations
+
+import argparse
+import io
+import os
 import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from mstl.models.classifier import Classifier
-from mstl.models.registry import build_backbone
-from mstl.weights import carry_over, load_weights, save_weights
+from mstl.weights import load_weights, save_weights
 from shards.errors import MstlError
-
-
-def plain_source() -> dict[str, Tensor]:
-    torch.manual_seed(1)
-    return build_backbone("resnet14").state_dict()
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def test_saved_weights_come_back_whatever_their_memory_format(tmp_path: Path) -> None:
@@ -45,101 +44,149 @@ def test_a_failed_save_leaves_the_good_file(tmp_path: Path) -> None:
     assert torch.equal(load_weights(path)["a"], torch.ones(2))
 
 
-def test_torch_files_are_read_without_running_code(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(2)}, tmp_path / "good.pth")
-    assert torch.equal(load_weights(tmp_path / "good.pth")["a"], torch.ones(2))
-
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-            return Path.touch, (tmp_path / "ran",)
-
-    torch.save({"a": Bomb()}, tmp_path / "bomb.pth", pickle_module=pickle)
-    with pytest.raises(MstlError, match="could run code"):
-        load_weights(tmp_path / "bomb.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(500)}, tmp_path / "cut.pth")
-    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:600])
-    save_weights(tmp_path / "cut.safetensors", {"a": torch.ones(500)})
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:600])
-    (tmp_path / "empty.pth").touch()
-    (tmp_path / "text.bin").write_text("x")
-    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "nested.pth")
-    for name, why in {
-        "cut.pth": "cannot be read",
-        "cut.safetensors": "cannot be read",
-        "empty.pth": "cannot be read",
-        "text.bin": "'.bin' names no known kind",
-        "nested.pth": "plain dict",
-        "missing.safetensors": "no such file",
-    }.items():
-        with pytest.raises(MstlError, match=why) as caught:
-            load_weights(tmp_path / name)
-        assert name in caught.value.what
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_tensors_of_a_training_checkpoint(tmp_path: Path, zipped: bool) -> None:
+    weight, average = torch.ones(2), torch.zeros(2)
+    body = {
+        "epoch": 200,
+        "arch": "resnet50",
+        "args": argparse.Namespace(lr=0.03),
+        "state_dict": {"module.a": weight, "blocks": [weight, average]},
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(9)}}, "param_groups": [{"lr": 0.03}]},
+        "lr_schedulers": [{"base": torch.ones(1)}],
+    }
+    torch.save(body, tmp_path / "moco.pth.tar", _use_new_zipfile_serialization=zipped)
+    loaded = load_weights(tmp_path / "moco.pth.tar")
+    assert loaded.keys() == {"state_dict.module.a", "state_dict.blocks.0", "state_dict.blocks.1"}
+    assert torch.equal(loaded["state_dict.module.a"], weight)
+    assert torch.equal(loaded["state_dict.blocks.1"], average)
 
 
-def test_classifier_weights_carry_into_an_attention_network() -> None:
-    torch.manual_seed(1)
-    trained = Classifier(build_backbone("resnet14"), classes=7)
-    with torch.no_grad():
-        for tensor in trained.backbone.state_dict().values():  # norms start alike in every network: move them
-            if tensor.dim() < 2:
-                tensor += torch.rand(tensor.shape) if tensor.is_floating_point() else 1
-    source = {**trained.backbone.state_dict(), "fc.weight": trained.fc.weight, "fc.bias": trained.fc.bias}
-    target = build_backbone("resnet14-attn5")
-    before = snapshot(target)
-    report = carry_over(source, target)
-    assert report.dropped == ("fc.bias", "fc.weight")
-    assert report.carried == tuple(sorted(trained.backbone.state_dict()))
-    assert report.new == tuple(sorted(name for name in before if name.startswith("attention.")))
-    assert len(report.new) == 5 * 8
-    after = target.state_dict()
-    assert all(torch.equal(after[name], source[name]) for name in report.carried)
-    assert all(torch.equal(after[name], before[name]) for name in report.new)
-    x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(target.eval()(x), trained.backbone.eval()(x))
+class Bomb:
+    """Unpickled by the usual loader, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
 
 
-def test_attention_weights_carry_too() -> None:
-    source = build_backbone("resnet14-attn1")
-    nn.init.ones_(source.attention["res3"][0].norm.weight)
-    target = build_backbone("resnet14-attn1")
-    report = carry_over(source.state_dict(), target)
-    assert report.new == report.dropped == ()
-    assert target.attention["res3"][0].norm.weight.all()
+def _raw(path: Path, bomb: Bomb) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": bomb}))
 
 
-def test_what_does_not_fit_is_refused_and_nothing_moves() -> None:
-    target = build_backbone("resnet14")
-    before = snapshot(target)
-    lacking = {name: tensor for name, tensor in plain_source().items() if name != "layer2.0.bn1.weight"}
-    other = {**plain_source(), "layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}
-    for source, words in (
-        (lacking, "the source lacks 'layer2.0.bn1.weight'"),
-        ({**plain_source(), "projection.weight": torch.zeros(1)}, "no place for 'projection.weight'"),
-        ({**plain_source(), "fcn": torch.zeros(1)}, "no place for 'fcn'"),
-        (build_backbone("resnet14-attn1").state_dict(), r"no place for 'attention.res3.0.*and 7 more"),
-        (build_backbone("resnet26").state_dict(), "no place for 'layer1.1.bn1.bias' and"),
-        (other, r"'layer1.0.conv1.weight': it is 64x64x3x3 in the source and 64x64x1x1 in the network"),
-        ({}, "the source lacks"),
-    ):
-        with pytest.raises(MstlError, match=words):
-            carry_over(source, target)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+def _zip(path: Path, bomb: Bomb) -> None:
+    torch.save({"state_dict": {"a": torch.ones(1), "b": bomb}}, path)
 
 
-def test_a_text_file_named_like_weights_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    path.write_text("hello world, this is no pickle")
-    with pytest.raises(MstlError, match=r"weights\.pth"):
+def _legacy(path: Path, bomb: Bomb) -> None:
+    torch.save({"a": bomb}, path, _use_new_zipfile_serialization=False)
+
+
+def _tar(path: Path, bomb: Bomb) -> None:
+    body = pickle.dumps(bomb)
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            archive.addfile(entry, io.BytesIO(body))
+
+
+@pytest.mark.parametrize("make", [_raw, _zip, _legacy, _tar])
+@pytest.mark.parametrize("name", ["w.pth", "w.pth.tar", "w.ckpt", "w.safetensors"])
+def test_a_file_that_would_run_code_is_refused_unrun(
+    tmp_path: Path, make: Callable[[Path, Bomb], None], name: str
+) -> None:
+    mark = tmp_path / "ran"
+    make(tmp_path / name, Bomb(mark))
+    with pytest.raises(MstlError) as caught:
+        load_weights(tmp_path / name)
+    assert not mark.exists()
+    if name.endswith(".safetensors"):
+        assert "cannot be read" in caught.value.why
+    else:
+        assert "Nothing was run" in caught.value.remedy
+        assert "\n" not in str(caught.value)
+    if make is _zip and name == "w.pth":
+        assert "asks for posix.system" in caught.value.why
+    with pytest.MonkeyPatch.context() as patch:  # the file is what it is taken for: the usual loader runs it
+        patch.chdir(tmp_path)
+        if make is _raw:
+            pickle.loads((tmp_path / name).read_bytes())
+            assert mark.exists()
+
+
+def test_values_of_foreign_classes_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "best": np.float64(3)}, tmp_path / "numpy.pth")
+    with pytest.raises(MstlError, match="asks for numpy"):
+        load_weights(tmp_path / "numpy.pth")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(MstlError, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
+        load_weights(tmp_path / "module.pth")
+
+
+def _safetensors(header: bytes, length: int | None = None, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+_HUGE = b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,8]}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("missing.safetensors", None, "no such file"),
+        ("empty.pth", b"", "the file is empty"),
+        ("empty.safetensors", b"", "cannot be read"),
+        ("length.safetensors", _safetensors(b"{}", 1 << 60), "cannot be read"),
+        ("beyond.safetensors", _safetensors(b"{}", 90_000_000), "cannot be read"),
+        ("garbage.safetensors", _safetensors(b"{" + b"x" * 60), "cannot be read"),
+        ("shape.safetensors", _safetensors(_HUGE, data=b"0" * 8), "cannot be read"),
+        ("text.pth", b"hello world, this is no pickle", "neither safetensors nor"),
+        ("keras.h5", b"\x89HDF\r\n" + bytes(600), "neither safetensors nor"),
+        ("garbage.pth", b"\x80\x02" + bytes(range(256)), "damaged"),
+        ("short.pth", b"\x80\x02", "cannot be read"),
+    ],
+)
+def test_unreadable_files_are_refused(tmp_path: Path, name: str, content: bytes | None, why: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(MstlError, match=why) as caught:
+        load_weights(tmp_path / name)
+    assert name in caught.value.what
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("kept", [60, 600, -600])
+def test_a_file_cut_short_is_refused(tmp_path: Path, kind: str, kept: int) -> None:
+    path = tmp_path / ("cut.safetensors" if kind == "safetensors" else "cut.pth")
+    if kind == "safetensors":
+        save_weights(path, {"a": torch.ones(500)})
+    else:
+        torch.save({"a": torch.ones(500)}, path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(MstlError, match=r"cut\."):
         load_weights(path)
 
 
-def test_weights_saved_before_batch_norm_counted_its_batches_fit() -> None:
-    source, target = build_backbone("resnet14"), build_backbone("resnet14")
-    old = {name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")}
-    report = carry_over(old, target)
-    assert report.new == tuple(sorted(source.state_dict().keys() - old.keys()))
-    assert torch.equal(target.conv1.weight, source.conv1.weight)
+def test_traps_for_memory_and_stack_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "swollen.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(MstlError, match="unpacks to 10,000,000 bytes"):
+        load_weights(tmp_path / "swollen.pth")
+    endless: dict[str, object] = {}
+    endless["again"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(MstlError, match="more than 8 deep"):
+        load_weights(tmp_path / "endless.pth")
+    torch.save({"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}}, tmp_path / "twice.pth")
+    with pytest.raises(MstlError, match=r"two weights named 'a\.b'"):
+        load_weights(tmp_path / "twice.pth")
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    with pytest.raises(MstlError, match="no tensors"):
+        load_weights(tmp_path / "none.pth")
+    torch.save({"a": torch.eye(2).to_sparse()}, tmp_path / "sparse.pth")
+    with pytest.raises(MstlError, match="sparse"):
+        load_weights(tmp_path / "sparse.pth")

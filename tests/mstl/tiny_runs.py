@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mstl.inputs import train_inputs, val_inputs
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
-from mstl.recipes import PRINTED, RESOLVED, build_recipe, flatten
+from mstl.recipes import PRINTED, RESOLVED, build_recipe, flatten, settle_ssl
 from mstl.runs import WEIGHTS_NAME, software, write_record
-from mstl.stages import STAGES
 from mstl.weights import save_weights
 from shards.files import sha256_file
 from shards.schema import Manifest
@@ -115,12 +115,13 @@ def make_run(
     body = {
         "schema": 1,
         "stage": stage,
+        "ssl": settle_ssl(stage, None),
         "model": model,
         "flavour": "resolved",
         "recipe": recipe.model_dump(mode="json"),
         "inputs": {
-            "train": STAGES[stage].train_inputs(recipe).to_dict(),
-            "evaluation": STAGES[stage].val_inputs(recipe).to_dict(),
+            "train": train_inputs(stage, settle_ssl(stage, None), recipe).to_dict(),
+            "evaluation": val_inputs(stage, settle_ssl(stage, None), recipe).to_dict(),
         },
         "printed": {item.field: {"value": item.value, "why": item.why} for item in PRINTED[stage]},
         "resolved": flatten(RESOLVED[stage]),

@@ -32,3 +32,15 @@ def missing_kernels(pipeline: Pipeline) -> tuple[list[str], Counter[tuple[str, s
             if wanted and wanted != edge.device:
                 wrong.append(f"input {i} of {name} is on {edge.device}, it wants {wanted}")
     return wrong, nodes
+
+
+def operators(nodes: Counter[tuple[str, str]]) -> dict[str, int]:
+    """How often each operator is in a graph, on any device, but for copies; what resize.py lets torch do on the CPU
+    counts as the `Resize` of the GPU's graph."""
+    counts: Counter[str] = Counter()
+    for (operator, device), count in nodes.items():
+        on_cpu = operator == "DLTensorPythonFunctionImpl" and device == "cpu"
+        counts["Resize" if on_cpu else operator] += count
+    return {
+        name: n for name, n in counts.items() if not name.startswith("_") and name not in ("Copy", "MakeContiguous")
+    }

@@ -72,7 +72,7 @@ def enclosed(tissue: np.ndarray) -> np.ndarray:
 def find_body(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Window in fractions, and (inverted, edge_level, air_level), of a [64, 64] image."""
     x = small.astype(np.float64)
-    panel = box_of(x < 235, 2)
+    panel = box_of(opened(x < 200), 2)
     panel = [place + (place > 0) for place in panel[:2]] + [place - (place < BODY) for place in panel[2:]]
     in_panel = np.zeros(x.shape, bool)
     in_panel[panel[1] : max(panel[3], 0), panel[0] : max(panel[2], 0)] = True
@@ -114,31 +114,55 @@ def levels(x: np.ndarray, level: float, inverted: bool) -> np.ndarray:
     return np.array([inverted, level, air_level])
 
 
-def find_lungs(body_seen: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Lung mask [96, 96], box in fractions of the body's image, whether it is doubtful."""
+def find_lungs(body_seen: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, set[str]]:
+    """Lung mask [96, 96], box in fractions of the body's image, and what is doubtful about it."""
     inverted, edge_level, air_level = levels
     x = 255.0 - body_seen if inverted else body_seen.astype(np.float64)
     dark = x < air_level
-    seen = enclosed_or_cut(dark)
+    seen, end = enclosed_or_cut(dark)
     core = opened(dark & seen)
-    outside = x[eroded(dark & ~seen)]
-    air = mean(outside[outside >= mean(outside)])
-    usable = mean(x[eroded(core)]) > air + 12 and outside.size > 0.02 * LUNGS * LUNGS
-    gas = opened(core & (x < air)) if usable else np.zeros_like(core)
-    rest = opened(core & ~dilated(gas, 5))
-    rest = dilated(rest, 7) & core
+    rest = without_gas(x, core, eroded(dark & ~seen), mean(x[~dark]))
     lung = rest & (windows(rest, 13).sum(-1) >= 30)
     box = np.array(box_of(eroded(lung) | (dilated(lung) & (x < edge_level)), 2)) / LUNGS
+    return lung, box, doubts(lung, box, end)
+
+
+def without_gas(x: np.ndarray, core: np.ndarray, outside: np.ndarray, tissue: float) -> np.ndarray:
+    """Gas is what is nearly as dark as the air above the body; what hangs together with the rest is kept."""
+    above = x[: LUNGS // 2][outside[: LUNGS // 2]]
+    above = above[above >= mean(above)]
+    air = mean(above)
+    uneven = mean(abs(above - air)) >= 0.025 * (tissue - air)
+    cut_off = air <= 6 and mean(x[eroded(core)]) <= air + 12
+    if cut_off or above.size <= 0.01 * LUNGS * LUNGS or uneven:
+        return core
+    gas = opened(core & (x < air + 0.04 * (tissue - air)))
+    rest = dilated(opened(core & ~dilated(gas, 5)), 5) & core
+    for _ in range(4):
+        rest = dilated(rest, 3) & core
+    return rest
+
+
+def doubts(lung: np.ndarray, box: np.ndarray, end: int) -> set[str]:
+    """The names of the rules that a chest would not break."""
     width, height = box[2] - box[0], box[3] - box[1]
     left, right = lung[:, : LUNGS // 2].sum(), lung[:, LUNGS // 2 :].sum()
-    enough = lung.sum() > 0.08 * LUNGS * LUNGS * width * height and min(left, right) > 0.03 * lung.sum()
-    return lung, box, not (width > 0.25 and height > 0.12 and width * height > 0.04 and enough)
+    in_corners = sum(lung[rows, columns].sum() for _, rows, columns in corners())
+    broken = {
+        "small": not (width > 0.25 and height > 0.12 and width * height > 0.04),
+        "sparse": not lung.sum() > 0.08 * LUNGS * LUNGS * width * height,
+        "one side": not min(left, right) > 0.03 * lung.sum(),
+        "back": not end / LUNGS - box[3] + 0.6 * width < 0.76,
+        "corners": not in_corners < 64,
+    }
+    return {name for name, holds in broken.items() if holds}
 
 
-def enclosed_or_cut(dark: np.ndarray) -> np.ndarray:
-    """Between tissue, the image border counting as tissue where it cuts through a lung."""
+def enclosed_or_cut(dark: np.ndarray) -> tuple[np.ndarray, int]:
+    """Between tissue, the image border counting as tissue where it cuts through a lung; and the end of all tissue."""
     tissue = opened(~dark)
     rows, columns = [span(line) for line in tissue], [span(line) for line in tissue.T]
+    end = max(end for _, end in columns)
     rows = [
         (0 if columns[0][0] <= y < columns[0][1] else start, LUNGS if columns[-1][0] <= y < columns[-1][1] else end)
         for y, (start, end) in enumerate(rows)
@@ -148,7 +172,7 @@ def enclosed_or_cut(dark: np.ndarray) -> np.ndarray:
         columns = [(0, end) for _, end in columns]
     if light["bottom left"] and light["bottom right"]:
         columns = [(start, LUNGS) for start, _ in columns]
-    return between(rows, LUNGS) & between(columns, LUNGS).T
+    return between(rows, LUNGS) & between(columns, LUNGS).T, end
 
 
 def corners() -> list[tuple[str, slice, slice]]:

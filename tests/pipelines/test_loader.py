@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_shards import Picture, decode_with_pillow, encode, noise
 
 from pipelines import loader as loader_module
 from pipelines.batch import Batch
+from pipelines.inputs import build_pipeline
 from pipelines.loader import Loader
 from pipelines.recipe import RECIPES, Inputs, evaluation, multi_view_ct, supervised_cxr, supervised_natural
 from shards.errors import MstlError
@@ -323,6 +325,61 @@ def test_what_cannot_be_is_said(noise_shards: Path, tmp_path: Path) -> None:
     assert len(list(loader)) == 3
     with pytest.raises(IndexError, match="all 1 epochs"):
         list(loader)
+
+
+def build_recorded(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[str]:
+    """The thread that made each pipeline, in order; making the one numbered `fail_at` fails."""
+    made: list[str] = []
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        made.append(threading.current_thread().name)
+        if len(made) - 1 == fail_at:
+            raise MstlError("pipeline", why="told so", remedy="none")
+        return build_pipeline(*args, **kwargs)
+
+    monkeypatch.setattr(loader_module, "build_pipeline", build)
+    return made
+
+
+def test_the_next_window_is_built_ahead_and_once(noise_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of 3, 3, 3 and 3 steps; the second half of one begins the next, the last has none."""
+    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 24)
+    made = build_recorded(monkeypatch)
+    loader = load(noise_shards)
+    main = threading.current_thread().name
+    stream = run(loader)
+    next(stream)
+    assert made == [main]
+    assert len(list(stream)) == 11
+    assert made[0] == main and len(made) == 4
+    assert all(name.startswith("next-window") for name in made[1:])
+
+
+def test_a_window_that_cannot_be_built_ends_it_when_it_is_reached(
+    noise_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 24)
+    build_recorded(monkeypatch, fail_at=1)
+    loader = load(noise_shards)
+    seen = []
+    with pytest.raises(MstlError, match="told so"):
+        for batch in run(loader):
+            seen.append(batch)
+    assert len(seen) == 3
+    assert len(list(run(loader))) == 9, "it may be tried again"
+
+
+def test_closing_leaves_nothing_under_way(noise_shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 24)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    loader, same = load(noise_shards, supervised_cxr(24)), load(noise_shards, supervised_cxr(24))
+    state, _ = state_after(loader, 2)  # in the second half of a window
+    loader.close()
+    assert list(tmp_path.iterdir()) == []
+    loader.load_state_dict(state)
+    _, expected = state_after(same, 2)
+    for one, other in zip(run(loader), expected, strict=True):
+        assert_equal(one, other)
 
 
 def test_closing_between_epochs_keeps_the_order(noise_shards: Path) -> None:

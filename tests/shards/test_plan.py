@@ -155,7 +155,7 @@ def test_a_billion_samples_are_planned_without_laying_them_out() -> None:
 
 
 def test_default_chunk() -> None:
-    assert [default_chunk(n) for n in (1, 65536, 65537)] == [1, 1, 40]
+    assert [default_chunk(n) for n in (1, 65536, 65537)] == [1, 1, 10]
 
 
 def test_order_cannot_be_changed_by_its_readers() -> None:

@@ -1,6 +1,7 @@
 """The manifest: what a build writes is read back equal, and anything else is refused in one line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,13 @@ MANIFEST = Manifest(source="toy", modality="ct", classes=("no", "yes"), splits={
 def test_what_is_saved_is_read(tmp_path):
     MANIFEST.save(tmp_path)
     assert load_manifest(tmp_path) == MANIFEST
+
+
+def test_all_is_every_split_in_order():
+    test = replace(SHARD, path="test/000000.tar", index="test/000000.idx", samples=2, first_id=5)
+    manifest = replace(MANIFEST, splits={"test": (test,), "train": (SHARD,)})
+    assert manifest.shards("all") == (SHARD, test)
+    assert manifest.samples("all") == 7
 
 
 def changed(tmp_path, *places, value):

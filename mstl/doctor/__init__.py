@@ -1,0 +1,1 @@
+"""What `mstl doctor` looks at: this machine, its devices, the given paths, and the nodes of a hostfile."""

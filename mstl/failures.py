@@ -1,0 +1,40 @@
+"""How training processes end, and how each tells it to the command that started them. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from shards.errors import MstlError
+from shards.files import write_atomic
+
+LOST = 4
+"""Exit code of a rank that ended because another one had, or hangs: the job may succeed when it is started again."""
+RESTART_CAUSE = "MSTL_RESTART_CAUSE"  # in the ranks' environment: why `mstl train` had to start them again
+REPORTS = "MSTL_REPORTS"  # in the ranks' environment: the folder where each leaves its exit code
+
+
+class EveryRankError(MstlError):
+    """A failure that all ranks raise alike: the first one speaks for them."""
+
+
+class RankLostError(MstlError):
+    """This rank can do nothing without another, which has gone or does not answer."""
+
+
+def report_exit(code: int) -> None:
+    """Leave this rank's exit code for the command that started the job; the launcher passes on one of all."""
+    folder = os.environ.get(REPORTS)
+    if folder is not None:
+        with suppress(OSError):
+            write_atomic(Path(folder) / f"rank-{os.environ.get('RANK', '0')}", str(code).encode())
+
+
+def reported_exits(folder: Path) -> dict[int, int]:
+    """The exit codes that ranks have left, by rank; one that was killed outright left none."""
+    found = {}
+    for file in folder.glob("rank-*"):
+        with suppress(OSError, ValueError):
+            found[int(file.name.removeprefix("rank-"))] = int(file.read_text())
+    return found

@@ -1,0 +1,140 @@
+"""Batch norms whose statistics are of a part of the rank's batch, or of all ranks' batches together.
+
+Both have the names of torch's batch norms, so checkpoints do not tell them apart; in evaluation mode, and wherever
+there is nothing to part or to join, they are torch's bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mstl.distributed import gather_with_gradient, world_size
+from mstl.precision import no_autocast, widen
+
+
+class Parts:
+    """How a batch is parted for batch norm: `sizes` of consecutive images, empty for all together.
+
+    One object is shared by all norms of an encoder (a deep copy of the encoder has its own). Whoever runs the encoder
+    says how the batch at hand is parted: `with parts.of(sizes): encoder(images)`.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    @contextmanager
+    def of(self, sizes: list[int]) -> Iterator[None]:
+        """Part batches like this inside the context; their length is the sum of sizes."""
+        outer, self.sizes = self.sizes, sizes
+        try:
+            yield
+        finally:
+            self.sizes = outer
+
+
+def even_sizes(images: int, largest: int | None) -> list[int]:
+    """Part a batch as evenly as possible into parts of at most `largest` images (None: one part).
+
+    A single image has no statistics worth the name, so none is left alone: 3 images in parts of 2 stay together.
+    """
+    assert largest is None or largest >= 2, largest
+    parts = 1 if largest is None else max(1, min(-(-images // largest), images // 2))
+    return [images // parts + (index < images % parts) for index in range(parts)]
+
+
+class PartedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm within each part of the batch by itself, as if the parts were on GPUs of their own.
+
+    Running statistics move by the mean over the parts of what each alone would do, as if those GPUs' were averaged.
+    """
+
+    def __init__(self, channels: int, parts: Parts, *, eps: float, momentum: float) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.rate = momentum
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = self.parts.sizes
+        if not self.training or len(sizes) < 2:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        means, variances = self.running_mean.repeat(len(sizes), 1), self.running_var.repeat(len(sizes), 1)
+        normalised = torch.cat(
+            [
+                F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.rate, self.eps)
+                for part, mean, variance in zip(torch.split(x, sizes), means, variances, strict=True)
+            ]
+        )
+        with torch.no_grad():
+            self.running_mean.copy_(means.mean(0))
+            self.running_var.copy_(variances.mean(0))
+            self.num_batches_tracked += 1
+        return normalised
+
+
+class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the batches of all ranks together; [B, C, ...], equally many images on every rank.
+
+    torch's SyncBatchNorm runs on GPUs alone and makes the host wait for each of its layers. Gradients are those of the
+    mean of all ranks' losses, once averaged over the ranks as the engine does.
+    """
+
+    def __init__(self, channels: int, *, eps: float, momentum: float) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.rate = momentum
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.ndim >= 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        with no_autocast(x):
+            wide = widen(x)
+            own_variance, own_mean = torch.var_mean(wide, (0, *range(2, x.ndim)), correction=0)
+            means, variances = gather_with_gradient(torch.stack((own_mean, own_variance))[None]).unbind(1)
+            mean = means.mean(0)
+            variance = (variances + (means - mean).square()).mean(0)
+            scale = self.weight * torch.rsqrt(variance + self.eps)
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            # Centred first: a mean much larger than the deviation would cost the sum its digits.
+            normalised = (wide - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
+        with torch.no_grad():
+            values = x.numel() // x.shape[1] * world_size()
+            self.running_mean.lerp_(mean, self.rate)
+            self.running_var.lerp_(variance * (values / (values - 1)), self.rate)
+            self.num_batches_tracked += 1
+        return normalised.to(x.dtype)
+
+
+def part_batchnorms(network: nn.Module, parts: Parts) -> None:
+    """Replace the 2d batch norms of a network by `PartedBatchNorm2d` of the same weights and statistics, in place."""
+    _replace(network, lambda norm: PartedBatchNorm2d(norm.num_features, parts, eps=norm.eps, momentum=_rate(norm)))
+
+
+def join_batchnorms(network: nn.Module) -> None:
+    """Replace the 2d batch norms of a network by `JoinedBatchNorm` of the same weights and statistics, in place."""
+    _replace(network, lambda norm: JoinedBatchNorm(norm.num_features, eps=norm.eps, momentum=_rate(norm)))
+
+
+def _rate(norm: nn.BatchNorm2d) -> float:
+    assert norm.momentum is not None, "running averages over all batches are not supported"
+    return norm.momentum
+
+
+def _replace(network: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            new = make(child)
+            new.weight, new.bias = child.weight, child.bias
+            for buffer, value in child.named_buffers():
+                setattr(new, buffer, value)
+            setattr(network, name, new.train(child.training))
+        else:
+            _replace(child, make)
