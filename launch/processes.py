@@ -24,11 +24,14 @@ def set_environment() -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the launcher has made every rank a GPU visible
+    elif not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
     # Two ranks on one CPU otherwise start a thread per core each and run several times slower.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if "OMP_NUM_THREADS" not in os.environ:
+        torchrun, deepspeed = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("LOCAL_SIZE")
+        local = int(torchrun or deepspeed or os.environ["WORLD_SIZE"])
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local)))
 
 

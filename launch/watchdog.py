@@ -18,6 +18,7 @@ import psutil
 
 from launch.processes import StopSignal, alive
 from mstl.failures import LOST, report_exit
+from mstl.saving import RESCUE_SECONDS
 from mstl.training import Training
 
 FIRST_STEP = 3  # times the limit: graphs are built, networks compiled
@@ -106,8 +107,11 @@ class Watchdog:
     def _end(self, what: str, code: int) -> None:
         # In a thread of its own: the disk may be what hangs.
         telling = threading.Thread(target=self._tell, args=(what,), daemon=True)
+        rescuing = threading.Thread(target=self._training.rescue or (lambda: None), daemon=True)
         telling.start()
+        rescuing.start()
         telling.join(3 * ANSWER_SECONDS)
+        rescuing.join(RESCUE_SECONDS)
         report_exit(code)
         os._exit(code)
 

@@ -13,6 +13,7 @@ load runs whatever code the file holds, and its files of another number of ranks
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,12 +114,13 @@ def seal(aside: Path, root: Path, step: int, files: dict[str, dict[str, Any]], *
         _remove(final)  # it was damaged and passed over, or this program would not have done its steps again
     aside.rename(final)
     sync(root)
-    for other in folders(root):
-        # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
-        if step_of(other) > step:
-            _remove(other)
-    for old in folders(root)[keep:]:
-        _remove(old)
+    with suppress(OSError):  # the new one stands: what cannot be dropped now is tried again behind the next
+        for other in folders(root):
+            # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
+            if step_of(other) > step:
+                _remove(other)
+        for old in folders(root)[keep:]:
+            _remove(old)
 
 
 def remove_leftovers(root: Path) -> None:
@@ -129,7 +131,7 @@ def remove_leftovers(root: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Drop a checkpoint: first its name, so that a kill leaves no half of one under it."""
-    gone = folder.with_name(f".{folder.name}.gone")
+    gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.gone")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 

@@ -53,7 +53,7 @@ class Engine(Protocol):
     def update(self, batch: Batch, lr: float) -> StepResult:
         """One update of the parameters from this rank's batch at a learning rate; all ranks call it.
 
-        Raises MstlError when another rank does not take part in time.
+        Raises MstlError when another rank does not take part in time (gloo; NCCL ends the process instead).
         """
 
     def snapshot(self) -> Snapshot:

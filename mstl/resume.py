@@ -1,4 +1,4 @@
-"""What a checkpoint of a training holds, and how training goes on from one: the same ranks bit for bit, or others."""
+"""What a checkpoint of a training holds, and how training goes on from one: by the same ranks or others."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def begin_save(training: Training, saver: Saver) -> None:
 def restore(training: Training) -> Checkpoint | None:
     """Continue from the newest whole checkpoint; returns it, None when there is none. All ranks call it.
 
-    By as many ranks as wrote it, training goes on bit for bit. By another number (ZeRO 0): weights, optimizer and queue
-    are the same for all; what is left of the epoch is shared anew, each sample once, with new augmentation; running
-    statistics are averaged, as before an evaluation; random numbers start from a seed of this step and these ranks.
+    By as many ranks as wrote it, training goes on bit for bit on the CPU (GPU kernels may add in another order). By
+    another number (ZeRO 0): weights, optimizer and queue are the same for all; what is left of the epoch is shared
+    anew, each sample once, with new augmentation; running statistics are averaged, as before an evaluation; random
+    numbers start from a seed of this step and these ranks.
     Raises MstlError where a checkpoint does not fit.
     """
     checkpoint, damaged = newest_checkpoint(training.run / "checkpoints")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -157,7 +158,20 @@ class MetricsLog:
         self._file = self._path.open("a", buffering=1)
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Append a line; it is with the system, safe from this process's end, when this returns."""
+        """Append a line; it is with the system, safe from this process's end, when this returns.
+
+        Raises MstlError when the file was removed or replaced under way: lines would go nowhere.
+        """
+        try:
+            there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise MstlError(
+                f"{self._path}",
+                why="it was removed or replaced while training wrote to it",
+                remedy="Leave a run's folder alone while it trains; start it again",
+            )
         self._file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:

@@ -44,8 +44,8 @@ class _Flight:
 class Saver:
     """One rank's share in saving a run; all ranks make the same calls at the same steps.
 
-    root: the folder of the checkpoints. keep: how many stay. run: the run folder, where the newest checkpoint's best
-    weights are shown as best.safetensors. log: a file that is flushed to disk before a checkpoint is sealed.
+    root: the folder of the checkpoints; beside it the newest one's best weights are shown as best.safetensors. keep:
+    how many stay. log: a file that is flushed to disk before a checkpoint is sealed.
     """
 
     def __init__(self, root: Path, *, keep: int, log: Path) -> None:

@@ -33,6 +33,7 @@ def train(training: Training) -> bool:
     log = MetricsLog(training.run, resume_step=training.done) if rank() == 0 else None
     saver = Saver(training.run / "checkpoints", keep=training.recipe.checkpoint.keep, log=training.run / METRICS_NAME)
     training.watch.start(training.done)
+    training.rescue = saver.rescue
     try:
         finished = _epochs(training, saver, log)
         training.saving = True
@@ -53,6 +54,7 @@ def train(training: Training) -> bool:
 def _epochs(training: Training, saver: Saver, log: MetricsLog | None) -> bool:
     recipe, loader = training.recipe, training.loader
     due = _Due(training)
+    signals = _Signals(stop=False, due=False, busy=False, failed=False)  # where a resumed epoch has no step left
     if training.validated < loader.epoch:
         # Other ranks had one step more in that epoch, and stopped before it: for these ranks it is over.
         _validate(training, loader.epoch - 1, log)
@@ -83,18 +85,19 @@ def _epochs(training: Training, saver: Saver, log: MetricsLog | None) -> bool:
                 log.write(_finite(entry))
             training.watch.step(entry)
             saver.settle(busy=signals.busy, failed=signals.failed)
-            if loader.step < len(loader) and (signals.stop or signals.due or due.by_steps):
+            # The epoch's last step is saved behind its validation, unless somebody waits for this job to end.
+            if signals.stop or (loader.step < len(loader) and (signals.due or due.by_steps)):
                 begin_save(training, saver)
                 due.saved()
                 if signals.stop:
                     return False
-        # The epoch's last step is saved behind its validation, so that a resume neither repeats nor skips it.
         _validate(training, epoch, log)
+        stop = _anybody(training.stop.requested, training)  # it may have been long
         last = epoch + 1 == recipe.optim.epochs
-        if signals.stop or signals.due or due.by_steps or last:
+        if stop or signals.due or due.by_steps or last:
             begin_save(training, saver)
             due.saved()
-            if signals.stop and not last:
+            if stop and not last:
                 return False
     return True
 
@@ -150,6 +153,11 @@ def _step(training: Training, saver: Saver, due: _Due, batch: Batch, rate: float
     if unreadable:
         entry["unreadable"] = round(unreadable * world_size())
     return entry, _Signals(*(flag > 0 for flag in told))
+
+
+def _anybody(flag: bool, training: Training) -> bool:
+    """Whether it is true on any rank; all ranks call it."""
+    return bool(mean_over_ranks_(torch.tensor(float(flag), device=training.engine.device)) > 0)
 
 
 def _stopped(training: Training, result: StepResult, batch: Batch) -> EveryRankError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,8 @@ class Training:
 
     done: steps of all epochs so far. validated: epochs that have been validated. best: the highest validation score so
     far, equal on all ranks; best_weights: those of that validation in host memory, on rank 0 only. saving:
-    the loop waits for a checkpoint to be written.
+    the loop waits for a checkpoint to be written. rescue: called by whoever ends this process over the loop's head; it
+    brings a save under way to its end where that can be.
     """
 
     name: str
@@ -60,3 +61,4 @@ class Training:
     best: float = field(default=-math.inf, init=False)
     best_weights: dict[str, Tensor] | None = field(default=None, init=False)
     saving: bool = field(default=False, init=False)
+    rescue: Callable[[], None] | None = field(default=None, init=False)

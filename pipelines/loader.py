@@ -274,7 +274,7 @@ class Loader:
                 remedy="Check the set with mstl verify; convert the data again",
             )
         device = next(iter(views.values())).device
-        named = named.to(device, non_blocking=True)
+        named = named.to(device)
         return Batch(
             views=views,
             labels=named[:, 1],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MODULE = "deepspeed.launcher"
 COMMAND_PID = "MSTL_COMMAND_PID"  # in the ranks' environment: they stop when that process is gone
 LEAVE_SECONDS = 60.0  # for ranks whose launcher is gone to save and leave
+KILLED_SECONDS = 30.0  # for what was killed outright to disappear
 _FAILED, _USAGE, _BUG = 1, 2, 3
 _STOPPED = (128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -95,6 +96,8 @@ class Launcher:
             told = {**environment, COMMAND_PID: str(os.getpid()), REPORTS: reports}
             process = subprocess.Popen(arguments, start_new_session=True, env=told)
             self._session = process.pid
+            if self.received:  # while it was being started, when there was nobody yet to pass it on to
+                self._pass_on(first=True)
             try:
                 code = process.wait()
                 self._end_leftovers(process.pid)
@@ -111,6 +114,9 @@ class Launcher:
 
     def _forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         first, self.received = not self.received, number
+        self._pass_on(first=first)
+
+    def _pass_on(self, *, first: bool) -> None:
         if self._session is None:
             return
         ranks = [process.pid for process in _members(self._session) if self._is_rank(process)] if first else []
@@ -137,13 +143,20 @@ class Launcher:
             if self._is_rank(process):
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while left and time.monotonic() < deadline:
-            time.sleep(0.1)
-            left = list(_members(session))
+        left = _wait_for(session, LEAVE_SECONDS)
         for process in left:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        if left:  # they hold the run's lock, and the GPUs' memory, until they are gone
+            _wait_for(session, KILLED_SECONDS)
+
+
+def _wait_for(session: int, seconds: float) -> list[psutil.Process]:
+    """Wait for a session's processes to end; those that have not."""
+    deadline = time.monotonic() + seconds
+    while (left := list(_members(session))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _members(session: int) -> Iterator[psutil.Process]:

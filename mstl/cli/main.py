@@ -63,7 +63,9 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 an expected failure, 2 usage, 3 a bug (with traceback), 130/143 stopped."""
+    """Entry point. Exit codes: 0 done, 1 an expected failure, 2 usage, 3 a bug (with traceback), 4 another rank is
+    lost, 130/143 stopped.
+    """
     take_sigterm()
     exit_with(lambda: group.main(standalone_mode=False))
 

@@ -18,7 +18,7 @@ import click
 from mstl.cli.launcher import MODULE, Ended, Launcher
 from mstl.cli.nodes import Nodes, launcher_words, node_options
 from mstl.cli.training_options import as_arguments, settle_options, training_options
-from mstl.failures import RESTART_CAUSE
+from mstl.failures import LOST, RESTART_CAUSE
 from mstl.places import run_folder
 from shards.errors import MstlError
 
@@ -34,7 +34,7 @@ LONGEST_PAUSE_SECONDS = 60.0  # between the end of a job and its restart; the fi
     type=click.IntRange(0),
     default=0,
     help="Start again behind the newest checkpoint, so often at "
-    "most, when a rank or the launcher is lost; not when what failed would fail again.",
+    "most, when a rank or the launcher is lost; not behind an error that names its remedy.",
 )
 @node_options
 @click.option("--explain", "explained", is_flag=True, help="Print the recipe, number by number, and train nothing.")
@@ -111,6 +111,7 @@ def _told(ended: Ended) -> int:
             "The same command continues from the newest checkpoint",
             err=True,
         )
+        return min(spoken, default=LOST)
     return min(spoken, default=0) or (ended.code if ended.code > 0 else 1)
 
 
@@ -133,9 +134,18 @@ def _script() -> str:
 
 def _devices(ranks: int | None) -> list[str]:
     """The launcher's words for the devices: given --num_gpus it would forget CUDA_VISIBLE_DEVICES."""
-    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-    if not visible or visible == ["-1"]:
-        return ["--num_gpus", str(ranks or max(1, len(list(Path("/dev").glob("nvidia[0-9]*")))))]
+    visible = _visible()
+    if visible is None:
+        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        if ranks is not None and 0 < gpus < ranks:
+            raise MstlError(
+                f"--ranks {ranks}",
+                why=f"this machine has {gpus} GPUs",
+                remedy="Name no more than that, or train on the CPU with CUDA_VISIBLE_DEVICES=-1",
+            )
+        return ["--num_gpus", str(ranks or max(1, gpus))]
+    if not visible:
+        return ["--num_gpus", str(ranks or 1)]
     if not all(word.isdigit() for word in visible):
         raise MstlError(
             f"CUDA_VISIBLE_DEVICES={','.join(visible)}",
@@ -149,6 +159,14 @@ def _devices(ranks: int | None) -> list[str]:
             remedy="Name more GPUs or fewer ranks",
         )
     return ["--include", "localhost:" + ",".join(visible[: ranks or len(visible)])]
+
+
+def _visible() -> list[str] | None:
+    """What CUDA_VISIBLE_DEVICES lets be seen: nothing where it is empty or -1; None where it is not set."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return None
+    words = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if word.strip()]
+    return [] if words == ["-1"] else words
 
 
 def _finished(out: Path, patience_seconds: float) -> bool:
@@ -165,7 +183,7 @@ def _finished(out: Path, patience_seconds: float) -> bool:
 
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
-    if not Path("/dev/nvidiactl").exists():
+    if not Path("/dev/nvidiactl").exists() or _visible() == []:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment
 

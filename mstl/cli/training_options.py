@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # Written here rather than read from mstl.stages, so that --help does not import torch; a test holds them equal.
 STAGE_NAMES = ("stl_n", "stl_m", "sstl_m", "finetune")
 SSL_METHODS = ("ours", "moco", "moco_v2", "simclr")
+
+
+def _number(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # passes every comparison with a bound
+        raise click.BadParameter("nan is not a number of seconds.", context, parameter)
+    return value
+
 
 # No name may be a prefix of an option of the deepspeed launcher, which would swallow it; a test reads its parser.
 _OPTIONS = (
@@ -57,14 +65,16 @@ _OPTIONS = (
     click.option("--compile", is_flag=True, help="Compile the networks: short for --set engine.compile=true."),
     click.option(
         "--hang-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=click.FloatRange(min=0, min_open=True, max=1e6),
+        callback=_number,
         default=300.0,
         metavar="SECONDS",
         help="End the job when no step finishes for so long (or three times the longest step so far).",
     ),
     click.option(
         "--log-seconds",
-        type=click.FloatRange(min=0),
+        type=click.FloatRange(min=0, max=1e6),
+        callback=_number,
         default=10.0,
         metavar="SECONDS",
         help="Between progress lines where stderr is no terminal.",

@@ -61,6 +61,11 @@ def _rules(name: str, recipe: Recipe) -> list[tuple[bool, str, str]]:
             "Use engine.zero=0, or optim.algorithm=sgd",
         ),
         (
+            list(optim.milestones) == sorted(set(optim.milestones)),
+            f"optim.milestones {list(optim.milestones)} do not rise",
+            "Name each epoch once, the earlier first",
+        ),
+        (
             optim.warmup_epochs < optim.epochs,
             f"a warm-up of {optim.warmup_epochs} epochs leaves nothing of {optim.epochs}",
             "Use more optim.epochs or a smaller optim.warmup_epochs",

@@ -53,7 +53,7 @@ class Model(Section):
 
 class Optim(Section):
     algorithm: Literal["sgd", "lars"] = Field("sgd", description="SGD with momentum, or LARS (paper 6.2)")
-    epochs: int = Field(ge=1, description="passes over the data (paper 6.2)")
+    epochs: int = Field(ge=1, le=1_000_000, description="passes over the data (paper 6.2)")
     lr: float = Field(gt=0, description="base learning rate (paper 6.2)")
     scale_lr: bool = Field(
         True, description="scale lr with batch_size where only the latter was changed (ours: Goyal et al. 2017)"

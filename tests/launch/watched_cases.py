@@ -31,6 +31,7 @@ class Standing:
     done: int = 0
     saving: bool = False
     val_loader: None = None
+    rescue: None = None
 
 
 def watched(training: Standing, limit: float, siblings: list[psutil.Process], ranks: int = 2) -> Watchdog:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -117,3 +118,19 @@ with Launcher({script!r}) as running:
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=300)
     assert said.split("\n")[0] == "143 {0: 143} 2 False"
+
+
+def test_a_signal_while_the_launcher_is_being_started_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent within Popen, when there is nobody yet to pass it on to."""
+    start = subprocess.Popen
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        process = start(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", signalled)
+    with Launcher("train.py") as running:
+        ended = running.run([sys.executable, "-c", "import time; time.sleep(600)"], dict(os.environ))
+    assert running.received == signal.SIGTERM
+    assert ended.code == -signal.SIGTERM

@@ -288,3 +288,8 @@ def test_a_recipe_is_frozen() -> None:
     recipe: Recipe = build_recipe("stl_n")
     with pytest.raises(ValidationError):
         recipe.optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_milestones_rise() -> None:
+    with pytest.raises(MstlError, match="do not rise"):
+        build_recipe("stl_n", overrides=["optim.milestones=[60, 30]"])

@@ -132,3 +132,15 @@ def test_a_validation_is_judged_by_its_auc_else_its_accuracy() -> None:
     entries = [{"step": n, "auc": value} for n, value in enumerate((None, 0.7, 0.9, 0.9, 0.8))]
     assert best_validation(entries) == entries[2]
     assert best_validation([{"step": 1, "loss": 2.0}]) is None
+
+
+def test_a_log_that_was_removed_under_way_stops_training(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, resume_step=0)
+    log.write({"step": 1})
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(MstlError, match="removed or replaced while training wrote to it"):
+        log.write({"step": 2})
+    (tmp_path / "metrics.jsonl").write_text("")  # another file of that name is not ours either
+    with pytest.raises(MstlError, match="removed or replaced"):
+        log.write({"step": 2})
+    log.close()

@@ -41,24 +41,30 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def whole(raw, tmp_path_factory):
-    """The bytes of an undisturbed build, and its duration in seconds."""
+    """The bytes of an undisturbed build."""
     out = tmp_path_factory.mktemp("whole") / "set"
-    began = time.monotonic()
     subprocess.run(arguments(raw, out), env=ENVIRONMENT, check=True, capture_output=True)
-    return content(out), time.monotonic() - began
+    return content(out)
+
+
+def finished_shards(out):
+    """How many shards a build into a folder has finished so far."""
+    return len(list(Path(f"{out}.building/.records").glob("*.json")))
 
 
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(raw, whole, tmp_path):
-    expected, seconds = whole
     moments = random.Random(7)
     kills, finished, left = 0, 0, set()
     out = tmp_path / "set"
     while kills < KILLS:
+        goal = finished_shards(out) + moments.randrange(8)  # no share of a time: machines are slow and fast by turns
         with subprocess.Popen(
             arguments(raw, out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as process:  # fmt: skip
-            time.sleep(moments.uniform(0.2, 1.1) * seconds)
+            while process.poll() is None and finished_shards(out) < goal:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.05))
             if kills % 2:
                 process.kill()  # its workers find out by themselves
             else:
@@ -68,37 +74,35 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(raw, whole,
             kills += 1
             left.add(len(list((tmp_path / "set.building").rglob("*.tar"))))
         elif (out / "dataset.json").exists():  # it was faster than the kill
-            assert code == 0 and content(out) == expected
+            assert code == 0 and content(out) == whole
             finished += 1
             shutil.rmtree(out)
         assert finished < 5 * KILLS
     again = subprocess.run(arguments(raw, out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert content(out) == expected
+    assert content(out) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
     assert len(left) > 2  # the kills met the build at different stages
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
-def test_stopped_by_a_signal_it_says_what_is_kept(raw, whole, tmp_path, number, code, share):
+@pytest.mark.parametrize("shards", [0, 1, 40])
+def test_stopped_by_a_signal_it_says_what_is_kept(raw, whole, tmp_path, number, code, shards):
     """As a terminal or Slurm does it: the signal goes to the workers too."""
-    expected, seconds = whole
     out = tmp_path / "set"
     with subprocess.Popen(
         arguments(raw, out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     ) as process:  # fmt: skip
-        while not (tmp_path / "set.building").exists():
-            time.sleep(0.01)
-        time.sleep((share - 0.4) * seconds)
+        while process.poll() is None and not ((tmp_path / "set.building").exists() and finished_shards(out) >= shards):
+            time.sleep(0.001)
         os.killpg(process.pid, number)
         _, told = process.communicate()
-    if process.returncode:
+    if process.returncode or shards < 40:  # a fast machine may have written the last 20 meanwhile
         assert process.returncode == code
         assert "Stopped. Finished shards are kept: the same command" in told and "Traceback" not in told, told
     assert subprocess.run(arguments(raw, out), env=ENVIRONMENT, capture_output=True, check=False).returncode == 0
-    assert content(out) == expected
+    assert content(out) == whole
 
 
 def in_a_namespace(script):
@@ -133,7 +137,7 @@ def test_a_full_disk_is_named_and_finished_shards_are_used_again(raw, whole, tmp
     before = {line for line in lines(tmp_path / "before") if Path(line.split()[0]).stem in finished}
     assert len(before) == len(finished) >= 3
     assert {line.replace("set.building", "set") for line in before} <= set(lines(tmp_path / "after"))
-    assert content(kept) == whole[0]
+    assert content(kept) == whole
 
 
 def test_a_disk_that_may_not_be_written_is_named(raw, tmp_path):
