@@ -7,12 +7,12 @@ export OMP_NUM_THREADS ?= 1
 # Behind a hospital's or company's proxy the certificates that count are the system's.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow test-long lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       the whole chain on generated data, ends with runs/demo/report.html"
-	@echo "make test       the tests (make test-slow: those that take long)"
+	@echo "make test       the tests (make test-slow, make test-long: those that take long)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      throughput of the loader against its peers"
 	@echo "make setup      only the environment, .venv (the others make it too)"
@@ -32,10 +32,14 @@ demo: $(STAMP)
 	@env -u OMP_NUM_THREADS $(BIN)/mstl demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not long"
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# Half an hour on two idle cores: whole jobs on two ranks and two nodes, killed, starved and resumed.
+test-long: $(STAMP)
+	$(BIN)/pytest -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def test_it_says_on_what_it_was_measured(measured: dict[str, Any]) -> None:
     assert not {*measured, *measured["settings"], *case, *case["sides"], *case["sides"]["ddp"]} - keys
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_way_to_the_first_step_is_told_in_full() -> None:
     from benchmarks import engine_startup
 

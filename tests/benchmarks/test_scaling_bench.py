@@ -140,7 +140,7 @@ def test_a_plan_that_cannot_be_says_why(tmp_path: Path) -> None:
     assert simulate(small, 2, tmp_path)["samples_per_rank"] == 212
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_are_measured_and_predicted(tmp_path: Path) -> None:
     found = scaling_check.check(Small(batch=2, size=32, rounds=2, sizes=(2**12, 2**16, 2**20)), tmp_path)
     ranks = found["ranks"]

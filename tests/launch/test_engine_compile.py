@@ -30,7 +30,7 @@ def contrast_batch(seed: int) -> Batch:
     return Batch(views=views, labels=torch.zeros(4, dtype=torch.long), sample_ids=torch.arange(4) + 4 * seed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_contrast_trains_as_an_eager_one() -> None:
     torch.manual_seed(0)
     eager = MomentumContrast(build_backbone("resnet14-attn1"), queue_size=8, seed=1)

@@ -206,7 +206,7 @@ def spawn_hang(index: int) -> str:
     return hang(index, os.environ["MSTL_TEST_FOLDER"], int(os.environ["MSTL_TEST_ZERO"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("zero", [0, 1])
 def test_a_rank_that_hangs_ends_the_others_with_a_cause(tmp_path: Path, zero: int) -> None:
     limit = {TIMEOUT_VARIABLE: "15", "MSTL_TEST_FOLDER": str(tmp_path), "MSTL_TEST_ZERO": str(zero)}

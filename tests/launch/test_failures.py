@@ -27,7 +27,7 @@ STEPS = 12  # 20 images in batches of 8, the last one smaller, in 4 epochs
 TIMED = ("images_per_second", "data_wait")
 PATIENCE_SECONDS = 1800  # for a machine that does other things; none of these waits for it
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def words(sets: Path, out: Path, *more: str) -> list[str]:

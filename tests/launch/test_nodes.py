@@ -196,7 +196,7 @@ def pdsh(lab: Lab, stage: str) -> subprocess.Popen[str]:
     return start_on(None, words, lab.environment())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_stage_trains_over_two_nodes(stages: Lab) -> None:
     parents = {"stl_n": None, "stl_m": "stl_n", "sstl_m": "stl_m", "finetune": "sstl_m"}
     for stage, parent in parents.items():
@@ -209,7 +209,7 @@ def test_every_stage_trains_over_two_nodes(stages: Lab) -> None:
         assert len(list(stages.run(stage).glob("checkpoints/step-*/rank-*.pt"))) % 2 == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_cable_and_a_dead_node_end_the_job_which_goes_on_as_if_nothing_had_happened(stages: Lab) -> None:
     broken = stages.run("sstl_m-broken")
     processes = stages.start("sstl_m", broken.name, EPOCHS, MSTL_GROUP_TIMEOUT=CUT_TIMEOUT)
@@ -238,7 +238,7 @@ def test_a_lost_cable_and_a_dead_node_end_the_job_which_goes_on_as_if_nothing_ha
     assert weights[0] == weights[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_stops_the_job_at_the_time_limit_and_requeues_it(stages: Lab) -> None:
     slurm = write_slurm(stages.work / "bin", stages.nodes)
     run = stages.run("finetune-slurm")

@@ -72,7 +72,7 @@ def exact(sample_sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXACT)
 def test_left_at_any_step_and_continued_is_bitwise_the_undisturbed_run(exact: Path, name: str) -> None:
     whole, broken = exact / f"{name}-whole", exact / f"{name}-broken"
@@ -107,7 +107,7 @@ def elastic(sample_sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ELASTIC)
 def test_on_other_ranks_the_rest_of_the_epoch_is_seen_once(sample_sets: Path, elastic: Path, name: str) -> None:
     run = elastic / name
@@ -127,7 +127,7 @@ def test_on_other_ranks_the_rest_of_the_epoch_is_seen_once(sample_sets: Path, el
     assert [line["epoch"] for line in read_metrics(run) if "split" in line] == [0, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ELASTIC)
 def test_on_other_ranks_nothing_that_was_learned_is_lost(elastic: Path, name: str) -> None:
     run = elastic / name
@@ -146,7 +146,7 @@ def test_on_other_ranks_nothing_that_was_learned_is_lost(elastic: Path, name: st
     assert [newest(run).own(rank)["rng"].tolist() for rank in range(2)] != [written[1].own(0)["rng"].tolist()] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sharded_optimizer_is_refused_on_other_ranks_and_goes_on_with_its_own(elastic: Path) -> None:
     run = elastic / "zero_1"
     assert samples(run, 1) == []

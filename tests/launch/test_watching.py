@@ -20,7 +20,7 @@ ONE_EPOCH = ("optim.epochs=1",)
 PATIENCE_SECONDS = 300.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_moco_checkpoint_starts_a_run_that_tells_what_it_took(sample_sets: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(MODEL.partition("-")[0]).state_dict()
@@ -51,7 +51,7 @@ def test_a_moco_checkpoint_starts_a_run_that_tells_what_it_took(sample_sets: Pat
     assert (line.status, line.step, line.steps) == ("finished", len(steps), len(steps))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_whose_reader_goes_away_finishes(sample_sets: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = ("--init-from", "none", "--log-seconds", "0")

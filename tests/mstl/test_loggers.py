@@ -62,7 +62,7 @@ def session(run: Path, begin: int, end: int, *, killed: bool, logger: str) -> No
     assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     session(tmp_path, 0, 9, killed=True, logger="tensorboard")
@@ -93,7 +93,7 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [True, False])
 def test_the_newest_offline_session_of_wandb_holds_each_step_once(tmp_path: Path, killed: bool) -> None:
     pytest.importorskip("wandb")
