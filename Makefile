@@ -37,7 +37,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
-# Half an hour on two idle cores: whole jobs on two ranks and two nodes, killed, starved and resumed.
+# Whole jobs on two ranks and two nodes, killed, starved and resumed.
 test-long: $(STAMP)
 	$(BIN)/pytest -m long
 
