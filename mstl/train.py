@@ -16,7 +16,7 @@ from mstl.distributed import average_batchnorm_, barrier, mean_over_ranks_, rank
 from mstl.engine import StepResult
 from mstl.failures import EveryRankError
 from mstl.resume import begin_save
-from mstl.runs import METRICS_NAME, WEIGHTS_NAME, MetricsLog
+from mstl.runs import METRICS_NAME, WEIGHTS_NAME, MetricsLog, score
 from mstl.saving import Saver
 from mstl.schedule import learning_rate
 from mstl.training import Training
@@ -185,11 +185,9 @@ def _validate(training: Training, epoch: int, log: MetricsLog | None) -> None:
     if log is not None:
         log.write(entry)
     training.watch.validation(entry)
-    score = metrics.get("auc", math.nan)
-    if not math.isfinite(score):  # more than two classes, or only one of them in this split
-        score = metrics.get("accuracy", math.nan)
-    if score > training.best:
-        training.best = score
+    found = score(metrics)
+    if found is not None and found[1] > training.best:
+        training.best = found[1]
         if rank() == 0:
             training.best_weights = {
                 name: value.detach().to("cpu", copy=True) for name, value in training.stage.weights().items()

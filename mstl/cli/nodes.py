@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
+from mstl.cli.store_options import Command, with_options
 from mstl.hostfile import read_hostfile
 from shards.errors import MstlError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 PORT = 29600  # every node must name the same one, so it cannot be one that was found free
 
@@ -41,9 +38,7 @@ class Nodes:
 
 def node_options(command: Command) -> Command:
     """Add the options to a click command; they arrive as the fields of Nodes."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(command, _OPTIONS)
 
 
 def launcher_words(nodes: Nodes, ranks: int | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,8 +55,13 @@ CACHE_OPTIONS = (
 )
 
 
-def cache_options(command: Command) -> Command:
-    """Add --cache and --cache-limit; they arrive as `cache` and `cache_limit`, the fields of CacheOptions."""
-    for option in reversed(CACHE_OPTIONS):
+def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """Add options to a click command; --help lists them in this order."""
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def cache_options(command: Command) -> Command:
+    """Add --cache and --cache-limit; they arrive as `cache` and `cache_limit`, the fields of CacheOptions."""
+    return with_options(command, CACHE_OPTIONS)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mstl.cli.store_options import CACHE_OPTIONS, SHARD_SET
+from mstl.cli.store_options import CACHE_OPTIONS, SHARD_SET, Command, with_options
 from shards.schema import MAX_SEED
 
 if TYPE_CHECKING:
     from mstl.recipes import Settled
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Written here rather than read from mstl.stages, so that --help does not import torch; a test holds them equal.
 STAGE_NAMES = ("stl_n", "stl_m", "sstl_m", "finetune")
@@ -96,9 +94,7 @@ _OPTIONS = (
 
 def training_options(command: Command) -> Command:
     """Add the options of a training job to a click command; they arrive as the fields of mstl.job.Request."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(command, _OPTIONS)
 
 
 def settle_options(options: Mapping[str, Any]) -> Settled:

@@ -48,15 +48,19 @@ def as_rgb(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
+def as_grey(image: object) -> object:
+    return fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
+
+
 def locate(images: list[np.ndarray], rule: lobes.Rule = "inner") -> tuple[np.ndarray, np.ndarray]:
     """Boxes [N, 4] and fallback [N] of RGB images by the graph."""
-    boxes, fallback = run_graph(lambda x: lobes.locate(x, "cpu", rule=rule), images)
+    boxes, fallback = run_graph(lambda x: lobes.locate(as_grey(x), "cpu", rule=rule), images)
     return np.stack(boxes), np.stack(fallback)[:, 0]
 
 
 def steps(image: object) -> tuple[object, ...]:
     """The graph's results on the way, for the oracle to go on from."""
-    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
+    grey = as_grey(image)
     seen = thumbnail.resized(grey, lobes.SIDE)
     small = thumbnail.as_plane(thumbnail.resized(seen, body.SIDE))
     found = body.find_body(small, "cpu")
@@ -64,7 +68,7 @@ def steps(image: object) -> tuple[object, ...]:
     x = thumbnail.inverted_where(body_seen, found.inverted)
     lung, _ = lungs.lung_mask(x, found, "cpu")
     levels = fn.stack(fn.cast(found.inverted, dtype=types.FLOAT), found.edge_level, found.air_level)
-    return small, found.window, levels, body_seen, lung, *lobes.locate(image, "cpu")
+    return small, found.window, levels, body_seen, lung, *lobes.locate(grey, "cpu")
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -141,7 +145,7 @@ def test_lungs_of_phantoms_are_found_at_any_size_and_shape() -> None:
 
 def test_a_grey_image_is_located_as_its_rgb_copy() -> None:
     images = [phantom(seed, 150)[0] for seed in range(3)]
-    grey, _ = run_graph(lambda x: lobes.locate_in_grey(x, "cpu"), [image[..., None] for image in images])
+    grey, _ = run_graph(lambda x: lobes.locate(x, "cpu"), [image[..., None] for image in images])
     assert np.array_equal(np.stack(grey), locate([as_rgb(image) for image in images])[0])
 
 

@@ -31,17 +31,6 @@ def _fresh() -> Iterator[None]:
     fsspec.filesystem("memory").store.clear()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_set(tmp_path / "set")
-    return tmp_path / "set"
-
-
-@pytest.fixture
-def options(tmp_path: Path) -> CacheOptions:
-    return CacheOptions(folder=tmp_path / "cache")
-
-
 def digest_of(folder: Path) -> str:
     return load_manifest(folder).digest()
 

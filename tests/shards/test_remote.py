@@ -41,17 +41,6 @@ def _fresh() -> Iterator[None]:
     cache_room._held.clear()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_set(tmp_path / "set")
-    return tmp_path / "set"
-
-
-@pytest.fixture
-def options(tmp_path: Path) -> CacheOptions:
-    return CacheOptions(folder=tmp_path / "cache")
-
-
 def files_of(where: Path) -> list[str]:
     return sorted(str(path.relative_to(where)) for path in where.rglob("*") if path.is_file() and path.name != ".lock")
 
