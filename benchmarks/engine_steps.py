@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import statistics
 import tempfile
 import time
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from launch.engine import DeepSpeedEngine, start_processes
-from launch.processes import device, set_environment
+from launch.engine import DeepSpeedEngine
+from launch.here import join_here
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
 from mstl.optim import build_optimizer
@@ -81,19 +80,7 @@ class _Supervised(nn.Module):
 
 
 def _rank(index: int, settings: Settings, folder: str) -> None:
-    os.environ.update(
-        RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(settings.ranks), LOCAL_WORLD_SIZE=str(settings.ranks),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
-    )  # fmt: skip
-    set_environment()
-    on = device()
-    if on.type == "cuda":
-        torch.cuda.set_device(on)
-    # A file and not a port, which another program might take; DeepSpeed joins the group that it finds.
-    store = dist.FileStore(f"{folder}/store", settings.ranks)
-    backend = "nccl" if on.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=index, world_size=settings.ranks)
-    start_processes()
+    on = join_here(index, settings.ranks, Path(folder))
     sides = _sides(settings, on)
     times = _take_turns(settings, on, sides)
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else "CPU"

@@ -36,8 +36,8 @@ ASSUMPTIONS = (
     "gradients are reduced in float32 by the engine's default; in bfloat16 it would be half of that",
     "a ring passes each node through one of its cards, the hierarchy uses all of them",
     "with overlap, the gradients but for the last bucket are reduced while backward runs, at no cost to it",
-    "momentum contrast waits for the images and keys of all ranks (shuffled batch normalisation); 'exchange' is what "
-    "it would cost if every rank got only the images that it encodes, which is not built",
+    "momentum contrast waits for its images and keys: every rank gets the images that it encodes for others (shuffled "
+    "batch normalisation), and the keys of all ranks",
 )
 
 
@@ -68,9 +68,7 @@ def predictions(given: list[Work]) -> Iterator[dict[str, Any]]:
             for network in NETWORKS:
                 for algorithm in ("ring", "hierarchical"):
                     for overlap in (False, True):
-                        yield _row(work, batch, network, algorithm, overlap, "gather")
-                if work.gathered:
-                    yield _row(work, batch, network, "hierarchical", True, "exchange")
+                        yield _row(work, batch, network, algorithm, overlap)
 
 
 def _row(
@@ -79,16 +77,13 @@ def _row(
     network: Link,
     algorithm: Literal["ring", "hierarchical"],
     overlap: bool,
-    exchange: Literal["gather", "exchange"],
 ) -> dict[str, Any]:
-    steps = [predict(work, batch, gpus, network, algorithm=algorithm, overlap=overlap, exchange=exchange)
-             for gpus in GPUS]  # fmt: skip
+    steps = [predict(work, batch, gpus, network, algorithm=algorithm, overlap=overlap) for gpus in GPUS]
     return {
         "stage": work.name, "model": work.model, "rank_batch": batch, "network": network.name, "algorithm": algorithm,
-        "overlap": overlap, "exchange": exchange if work.gathered else None,
+        "overlap": overlap,
         "images_per_second": [round(step.images_per_second) for step in steps],
         "efficiency": [round(step.efficiency, 3) for step in steps],
-        "gathered_gb": [round(step.gathered_gb, 2) for step in steps] if work.gathered else None,
     }  # fmt: skip
 
 
@@ -150,7 +145,6 @@ def _show(body: Mapping[str, Any]) -> None:
         "stage",
         "batch a GPU",
         "network",
-        "images of all ranks",
         *(f"{gpus:,} GPUs" for gpus in body["gpus"]),
     ):
         table.add_column(title, justify="right" if "GPU" in title else "left")
@@ -158,7 +152,7 @@ def _show(body: Mapping[str, Any]) -> None:
         if row["model"] == "resnet50-attn5" and row["algorithm"] == "hierarchical" and row["overlap"]:
             cells = [f"{rate:,} ({share:.0%})" for rate, share in zip(row["images_per_second"], row["efficiency"],
                                                                       strict=True)]  # fmt: skip
-            table.add_row(row["stage"], str(row["rank_batch"]), row["network"], row["exchange"] or "", *cells)
+            table.add_row(row["stage"], str(row["rank_batch"]), row["network"], *cells)
     console.print(table)
     table = Table(title="The plan: one shuffled epoch")
     for title in ("set", "GPUs", "steps", "samples a rank", "left out", "tars a rank", "ranks a tar",

@@ -31,9 +31,8 @@ def draw(works: Sequence[Work], out: Path) -> None:
     keys = [Line2D([], [], color=colour, marker=marker, label=f"{link.name} a node")
             for link, (colour, marker) in zip(NETWORKS, STYLES, strict=True)]  # fmt: skip
     keys += [
-        Line2D([], [], color="#555555", label="gradients overlapped; sstl_m: as built"),
+        Line2D([], [], color="#555555", label="gradients overlapped"),
         Line2D([], [], color="#555555", linestyle="--", label="not overlapped"),
-        Line2D([], [], color="#555555", linestyle=":", label="sstl_m: images exchanged (not built)"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("Predicted, not measured: resnet50-attn5 on nodes of 8 H200, gradients in float32, hierarchical")
@@ -44,11 +43,8 @@ def draw(works: Sequence[Work], out: Path) -> None:
 
 def _panel(axes: Any, work: Work, batch: int, title: str) -> None:
     for link, (colour, marker) in zip(NETWORKS, STYLES, strict=True):
-        ways: list[tuple[str, dict[str, Any]]] = [("-", {"overlap": True}), ("--", {"overlap": False})]
-        if work.gathered:
-            ways[1] = (":", {"overlap": True, "exchange": "exchange"})
-        for line, options in ways:
-            shares = [100 * predict(work, batch, gpus, link, algorithm="hierarchical", **options).efficiency
+        for line, overlap in (("-", True), ("--", False)):
+            shares = [100 * predict(work, batch, gpus, link, algorithm="hierarchical", overlap=overlap).efficiency
                       for gpus in GPUS]  # fmt: skip
             filled = colour if line == "-" else "white"
             axes.plot(GPUS, shares, line, color=colour, marker=marker, markersize=5, markerfacecolor=filled)

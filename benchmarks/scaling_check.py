@@ -1,7 +1,7 @@
 """The model against two real ranks of this machine: gloo, no overlap, a small network.
 
 One process computes a batch and four times of it, which predicts twice of it: a fixed time and a time an image. Two
-processes compute side by side without talking, reduce and gather messages of several sizes, and then train together:
+processes compute side by side without talking, reduce and exchange messages of several sizes, and then train together:
 what they take together is predicted from the first two and measured as the third.
 """
 
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def check(small: Small, folder: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"model": MODEL, "batch": small.batch, "size": small.size, "rounds": small.rounds,
                            "gradient_bytes": found["gradient_bytes"], "median_seconds": medians}  # fmt: skip
     predicted = {}
-    for kind in ("reduce", "gather"):
+    for kind in ("reduce", "exchange"):
         latency, speed = fit(small.sizes, [medians[f"{kind} {size}"] for size in small.sizes])
         out[kind] = {"latency_seconds": latency, "bytes_per_second": speed}
         size = found["bytes"][kind]
@@ -66,11 +67,11 @@ def check(small: Small, folder: Path) -> dict[str, Any]:
               "images_per_second": 2 * images / medians["alone, twice"]},
         "2": {"predicted_seconds": medians["beside"] + predicted["reduce"], "measured_seconds": medians["together"],
               "images_per_second": 2 * images / medians["together"]},
-        "2, with gather": {"predicted_seconds": medians["beside"] + predicted["reduce"] + predicted["gather"],
-                           "measured_seconds": medians["together, gather"],
-                           "images_per_second": 2 * images / medians["together, gather"]},
+        "2, exchanging": {"predicted_seconds": medians["beside"] + predicted["reduce"] + predicted["exchange"],
+                          "measured_seconds": medians["together, exchanging"],
+                          "images_per_second": 2 * images / medians["together, exchanging"]},
     }  # fmt: skip
-    for part in (out["reduce"], out["gather"], *out["ranks"].values()):
+    for part in (out["reduce"], out["exchange"], *out["ranks"].values()):
         part["predicted_over_measured"] = part["predicted_seconds"] / part["measured_seconds"]
     return out
 
@@ -79,6 +80,7 @@ def _rank(rank: int, small: Small, folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
+    from mstl.distributed import exchange
     from mstl.models.classifier import Classifier
     from mstl.models.registry import build_backbone
 
@@ -97,7 +99,7 @@ def _rank(rank: int, small: Small, folder: Path) -> None:
     most = torch.randn(4 * small.batch, 3, small.size, small.size)
     classes = torch.randint(0, 1000, (4 * small.batch,))
     images = most[: small.batch]
-    everyone = images.new_empty((2 * small.batch, *images.shape[1:]))
+    order = torch.arange(2 * small.batch).view(2, -1).mT.flatten()  # each rank takes half of its images from the other
 
     def compute(talk: Callable[[], object] = lambda: None, times: int = 1) -> None:
         flat.zero_()
@@ -109,11 +111,8 @@ def _rank(rank: int, small: Small, folder: Path) -> None:
     def reduce(tensor: torch.Tensor = flat) -> None:
         dist.all_reduce(tensor)
 
-    def gather() -> None:
-        dist.all_gather_into_tensor(everyone, images)
-
-    def together_gather() -> None:
-        gather()
+    def together_exchanging() -> None:
+        exchange(images, order)
         compute(reduce)
 
     work: dict[str, Callable[[], object]] = {
@@ -122,14 +121,14 @@ def _rank(rank: int, small: Small, folder: Path) -> None:
         "alone, 4 times": lambda: compute(times=4) if rank == 0 else None,
         "beside": compute,
         "together": lambda: compute(reduce),
-        "together, gather": together_gather,
+        "together, exchanging": together_exchanging,
         "reduce it": reduce,
-        "gather it": gather,
+        "exchange it": lambda: exchange(images, order),
     }
     for size in small.sizes:
-        message, room = torch.zeros(size // 4), torch.zeros(2 * (size // 4))
+        message, room = torch.zeros(size // 4), torch.zeros(size // 4)
         work[f"reduce {size}"] = lambda message=message: reduce(message)
-        work[f"gather {size}"] = lambda message=message, room=room: dist.all_gather_into_tensor(room, message)
+        work[f"exchange {size}"] = partial(dist.all_to_all_single, room, message)
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(small.rounds + 1):  # the first warms up
         for name, action in work.items():
@@ -142,6 +141,6 @@ def _rank(rank: int, small: Small, folder: Path) -> None:
                 seconds[name].append(float(taken))
     if rank == 0:
         body = {"seconds": seconds, "gradient_bytes": flat.numel() * 4, "bytes": {"reduce": flat.numel() * 4,
-                "gather": images.numel() * 4}}  # fmt: skip
+                "exchange": images.numel() * 4}}  # fmt: skip
         (folder / "measured.json").write_text(json.dumps(body))
     dist.destroy_process_group()

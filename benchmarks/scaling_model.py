@@ -1,4 +1,4 @@
-"""Arithmetic of a training step on many GPUs: computing, all-reducing gradients, gathering images and keys.
+"""Arithmetic of a training step on many GPUs: computing, all-reducing gradients, exchanging images, gathering keys.
 
 Every number that is not computed here is an Input with its source; nothing in this file measures anything.
 """
@@ -14,7 +14,7 @@ Origin = Literal["reported", "derived", "assumed", "measured"]
 GPUS_PER_NODE = 8
 BACKWARD_SHARE = 2 / 3  # of the computing time: backward costs twice forward
 BUCKET_BYTES = 25 * 2**20  # gradients are reduced in pieces of this size; what the last one takes, nothing hides
-PIXEL_BYTES = 4  # images are gathered as float32
+PIXEL_BYTES = 4  # images are exchanged as float32
 EMBEDDING_BYTES = 128 * 4 + 8  # a key and its sample id
 
 
@@ -81,7 +81,7 @@ class Work:
 
     gradient_bytes: what is reduced. passes: forward and backward of how many images for each of the batch; forwards:
     images that are only encoded (the key). starts: how often the network is run forward and backward for them, which
-    costs the fixed part each time. gathered: bytes an image that every rank gathers from all in forward.
+    costs the fixed part each time. exchanged: bytes of an image where most images go to another rank in forward.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Work:
     passes: float
     forwards: float
     starts: float
-    gathered: int
+    exchanged: int
 
 
 def fixed_and_per_image() -> tuple[float, float]:
@@ -127,9 +127,7 @@ def all_reduce_seconds(size: float, gpus: int, network: Link, algorithm: Literal
     """
     if gpus == 1:
         return 0.0
-    local, nodes = min(gpus, GPUS_PER_NODE), max(1, gpus // GPUS_PER_NODE)
-    inside = NVLINK.node_bytes.value * EFFICIENCY.value
-    between = network.node_bytes.value * EFFICIENCY.value
+    local, nodes, inside, between = _paths(gpus, network)
     if nodes == 1:
         return 2 * (local - 1) / local * size / inside + 2 * (local - 1) * NVLINK.latency.value
     if algorithm == "ring":
@@ -143,21 +141,30 @@ def all_reduce_seconds(size: float, gpus: int, network: Link, algorithm: Literal
     return within + 2 * (nodes - 1) / nodes * size / between + hops * network.latency.value
 
 
-def gather_seconds(size: float, gpus: int, network: Link, exchange: Literal["gather", "exchange"]) -> float:
-    """Every rank holds `size` bytes. gather: all come to know all of it; exchange: each sends every other its part."""
+def gather_seconds(size: float, gpus: int, network: Link) -> float:
+    """Every rank holds `size` bytes, and all come to know all of it."""
     if gpus == 1:
         return 0.0
-    local, nodes = min(gpus, GPUS_PER_NODE), max(1, gpus // GPUS_PER_NODE)
-    inside = NVLINK.node_bytes.value * EFFICIENCY.value
-    between = network.node_bytes.value * EFFICIENCY.value
-    if exchange == "gather":
-        # A node takes in what the others hold, once, and hands it round; every GPU takes in what all hold.
-        apart = (nodes - 1) * local * size / between if nodes > 1 else 0.0
-        together = (gpus - 1) * size / inside
-        hops = (local - 1) * NVLINK.latency.value + min(nodes - 1, math.ceil(math.log2(nodes))) * network.latency.value
-        return max(apart, together) + hops
+    local, nodes, inside, between = _paths(gpus, network)
+    # A node takes in what the others hold, once, and hands it round; every GPU takes in what all hold.
+    apart = (nodes - 1) * local * size / between if nodes > 1 else 0.0
+    hops = (local - 1) * NVLINK.latency.value + min(nodes - 1, math.ceil(math.log2(nodes))) * network.latency.value
+    return max(apart, (gpus - 1) * size / inside) + hops
+
+
+def exchange_seconds(size: float, gpus: int, network: Link) -> float:
+    """Every rank holds `size` bytes, and sends every other its part of them."""
+    if gpus == 1:
+        return 0.0
+    local, nodes, inside, between = _paths(gpus, network)
     apart = local * size * (nodes - 1) / nodes / between if nodes > 1 else 0.0
     return max(apart, (local - 1) / local * size / inside) + math.ceil(math.log2(gpus)) * network.latency.value
+
+
+def _paths(gpus: int, network: Link) -> tuple[int, int, float, float]:
+    """GPUs of a node, nodes, and bytes a second within and between these."""
+    local, nodes = min(gpus, GPUS_PER_NODE), max(1, gpus // GPUS_PER_NODE)
+    return local, nodes, NVLINK.node_bytes.value * EFFICIENCY.value, network.node_bytes.value * EFFICIENCY.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +176,18 @@ class Prediction:
     compute: float
     reduce: float
     exposed: float
-    gather: float
+    exchange: float
     images_per_second: float
     efficiency: float
-    gathered_gb: float
 
 
 def predict(
     work: Work, batch: int, gpus: int, network: Link, *, algorithm: Literal["ring", "hierarchical"], overlap: bool,
-    exchange: Literal["gather", "exchange"] = "gather",
 ) -> Prediction:  # fmt: skip
     """A step of `batch` images a GPU.
 
     Without overlap the gradients are reduced behind backward. With it they are reduced while backward goes on, but for
-    the last bucket. Gathers stand in forward and are waited for.
+    the last bucket. Images and keys are exchanged in forward and waited for.
     """
     compute = compute_seconds(work, batch)
     reduce = all_reduce_seconds(work.gradient_bytes, gpus, network, algorithm)
@@ -190,15 +195,14 @@ def predict(
     if overlap:
         last = reduce / math.ceil(work.gradient_bytes / BUCKET_BYTES)
         exposed = max(last, reduce - BACKWARD_SHARE * compute)
-    gather = 0.0
-    if work.gathered:
-        gather = gather_seconds(batch * work.gathered, gpus, network, exchange)
-        gather += gather_seconds(batch * EMBEDDING_BYTES, gpus, network, "gather")
-    held = batch * work.gathered * (gpus if exchange == "gather" else 1)
-    step = compute + exposed + gather
+    exchange = 0.0
+    if work.exchanged:
+        exchange = exchange_seconds(batch * work.exchanged, gpus, network)
+        exchange += gather_seconds(batch * EMBEDDING_BYTES, gpus, network)
+    step = compute + exposed + exchange
     return Prediction(
-        gpus=gpus, step=step, compute=compute, reduce=reduce, exposed=exposed, gather=gather,
-        images_per_second=gpus * batch / step, efficiency=compute / step, gathered_gb=held / 1e9,
+        gpus=gpus, step=step, compute=compute, reduce=reduce, exposed=exposed, exchange=exchange,
+        images_per_second=gpus * batch / step, efficiency=compute / step,
     )  # fmt: skip
 
 

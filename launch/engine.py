@@ -20,7 +20,7 @@ from launch.gradients import GradientBuckets
 from launch.scaling import LossScale
 from mstl.distributed import rank, world_size
 from mstl.engine import Snapshot, StepResult
-from mstl.failures import RankLostError
+from mstl.failures import RankLostError, between_ranks, in_words
 from mstl.optim import build_optimizer
 from mstl.precision import autocast_dtype
 from mstl.recipes import Recipe
@@ -55,10 +55,10 @@ def start_processes() -> None:
     except (RuntimeError, ValueError) as error:
         raise MstlError(
             f"process group of {os.environ['WORLD_SIZE']} ranks",
-            why=f"it could not be formed ({str(error).splitlines()[0]})",
+            why=f"it could not be formed ({in_words(error)})",
             remedy="Check that {MASTER_ADDR}:{MASTER_PORT} is free and that every node reaches it".format(**os.environ),
         ) from error
-    _limit_deepspeeds_group(limit)
+    _share_group_with_deepspeed()
 
 
 def _timeout() -> timedelta:
@@ -76,16 +76,21 @@ def _timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _limit_deepspeeds_group(limit: timedelta) -> None:
-    """Give DeepSpeed the group that it would make itself, with torch's timeout (gloo 30 minutes) in place of ours."""
+def _share_group_with_deepspeed() -> None:
+    """Let DeepSpeed reduce gradients over the group of every other exchange, in place of a copy of its own.
+
+    SimCLR's norms and ZeRO 1 and 2 both exchange in backward: over two NCCL communicators they may be in flight
+    together, on each GPU in another order, and wait for each other for ever. One group has one order, that of the
+    calls, which autograd makes alike on all ranks. Besides, the copy has torch's timeout (gloo 30 minutes), not ours.
+    """
     from deepspeed.utils import groups
 
     # Private, and the only way: a DeepSpeed that has renamed it must not go on with the long wait unnoticed.
     if not hasattr(groups, "_WORLD_GROUP") or not hasattr(groups, "_clone_world_group"):
-        raise RuntimeError("this DeepSpeed has no groups._WORLD_GROUP: its timeout cannot be set")
-    groups._WORLD_GROUP = dist.new_group(timeout=limit)
+        raise RuntimeError("this DeepSpeed has no groups._WORLD_GROUP: its group cannot be set")
+    groups._WORLD_GROUP = dist.group.WORLD
     if groups._clone_world_group() is not groups._WORLD_GROUP:
-        raise RuntimeError("this DeepSpeed makes its group elsewhere: its timeout cannot be set")
+        raise RuntimeError("this DeepSpeed makes its group elsewhere: it cannot be set")
 
 
 class _Autocast(nn.Module):
@@ -153,13 +158,13 @@ class DeepSpeedEngine:
             losses = self._forward_and_backward(batch)
             norm = self._step()
         except RuntimeError as error:
-            if not _is_between_ranks(error):
+            if not between_ranks(error):
                 raise
             raise RankLostError(
                 f"rank {rank()} of {world_size()}",
-                why=f"another rank did not take part in the step ({str(error).splitlines()[0]})",
-                remedy="Look for the first error of another rank or node; the same command continues from the last "
-                f"checkpoint ({TIMEOUT_VARIABLE} sets for how many seconds a rank waits)",
+                why=f"another rank did not take part in the step ({in_words(error)})",
+                remedy="Look for the first error of another rank or node; the same command goes on behind what was "
+                f"saved ({TIMEOUT_VARIABLE} sets for how many seconds a rank waits)",
             ) from error
         stop = ""
         if self._scale is not None:
@@ -249,11 +254,6 @@ class DeepSpeedEngine:
             ) from error
         if self._scale is not None and shared["scale"] is not None:
             self._scale = LossScale(**shared["scale"])
-
-
-def _is_between_ranks(error: RuntimeError) -> bool:
-    """Whether an exchange failed: NCCL has a type for it, gloo raises RuntimeError with its source file's name."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _to_host(state: Any) -> Any:

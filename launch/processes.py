@@ -53,7 +53,7 @@ def _end_with_the_launcher() -> None:
 def launchers() -> list[psutil.Process]:
     """The processes whose end means that nobody waits for this job any more: `mstl train` and deepspeed's runner.
 
-    Killed outright they cannot pass it on: what starts the ranks is a child of the runner and does not notice. Raises
+    Killed outright they cannot pass it on: what starts the ranks is a child of theirs and does not notice. Raises
     psutil.NoSuchProcess when one of them is gone already.
     """
     found = []

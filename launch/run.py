@@ -17,7 +17,7 @@ import torch.distributed as dist
 from launch.engine import DeepSpeedEngine, start_processes
 from launch.processes import StopSignal, device, local_rank, set_environment, siblings
 from launch.watchdog import Watchdog
-from mstl.build import build_loaders, build_module
+from mstl.build import build_loaders, build_module, fix_attention
 from mstl.carry import describe_carry
 from mstl.checkpoint import Checkpoint
 from mstl.cli.boundary import FAILED
@@ -28,6 +28,7 @@ from mstl.job import Job, Request, check_world, plan_job, record
 from mstl.resume import restore
 from mstl.run_list import lock_path
 from mstl.runs import now, write_record
+from mstl.together import together
 from mstl.train import train
 from mstl.training import Training
 from mstl.watch import Watch, open_watch
@@ -93,14 +94,15 @@ def _sole_owner(out: Path) -> Iterator[None]:
 
 def _train(job: Job, stop: StopSignal, request: Request) -> int:
     torch.manual_seed(job.seed)
-    stage, carry = build_module(job)
-    loader, val_loader = build_loaders(job, rank=rank(), world=world_size(), device=device())
+    stage, carry = together(lambda: build_module(job))
+    attention = fix_attention(job, stage.module, device())
+    loader, val_loader = together(lambda: build_loaders(job, rank=rank(), world=world_size(), device=device()))
     engine = DeepSpeedEngine(stage.module, job.recipe, device())
     # Equal first weights on every rank, different dropout from here on.
     torch.manual_seed(job.seed * 65_536 + rank() + 1)
     epochs = job.recipe.optim.epochs
     body = record(job, world_size=world_size(), device=_device_name(), carry=carry)
-    body["steps"] = len(loader) * epochs
+    body |= {"steps": len(loader) * epochs, "attention": attention}
     watch = Watch()
     if rank() == 0:
         watch = open_watch(
@@ -188,7 +190,8 @@ def _restarts(job: Job, step: int) -> list[dict[str, Any]]:
 def _continues(checkpoint: Checkpoint) -> str:
     text = f"continues behind step {checkpoint.step}"
     if checkpoint.ranks != world_size():
-        text += f", on {world_size()} ranks instead of {checkpoint.ranks}: no longer bit for bit the run that it was"
+        ranks = "1 rank" if world_size() == 1 else f"{world_size()} ranks"
+        text += f", on {ranks} instead of {checkpoint.ranks}: no longer bit for bit the run that it was"
     return text
 
 

@@ -18,6 +18,7 @@ import psutil
 
 from launch.processes import StopSignal, alive
 from mstl.failures import LOST, report_exit
+from mstl.places import way_on
 from mstl.saving import RESCUE_SECONDS
 from mstl.training import Training
 
@@ -129,7 +130,7 @@ class Watchdog:
         where = f"rank {', '.join(map(str, silent))} does not answer" if silent else "all ranks answer"
         click.echo(
             f"Error: {self._training.name}, behind step {self._training.done}: {what}; {where}. "
-            f"Where they stand is in {self._folder}; the same command continues from the newest checkpoint",
+            f"Where they stand is in {self._folder}; {way_on(self._training.run)}",
             err=True,
         )
         with suppress(OSError):

@@ -6,17 +6,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from mstl.carry import carry_over
-from mstl.job import Job, Parent
-from mstl.models.registry import build_backbone
+from mstl.distributed import world_size
+from mstl.job import Job
+from mstl.models.choose import EAGER, fix_backends
+from mstl.models.registry import attention_options, build_backbone
 from mstl.models.resnet import ResNet
-from mstl.runs import open_run
+from mstl.parent_weights import take_over
+from mstl.precision import autocast_dtype
 from mstl.stages import Stage, build_stage
-from mstl.weights import load_weights
 from pipelines.loader import Loader
-from shards.errors import MstlError
-from shards.files import sha256_file
 
 
 def build_module(job: Job) -> tuple[Stage, dict[str, Any] | None]:
@@ -25,34 +25,39 @@ def build_module(job: Job) -> tuple[Stage, dict[str, Any] | None]:
     The account is that of `CarryReport.to_dict` and goes into run.json; None without a parent.
     Draws from torch's global generator: seed it first, alike on all ranks.
     """
-    backbone = build_backbone(job.model)
+    backbone = build_backbone(job.model, attention_options(job.recipe.model))
     account = None
     if job.continues and job.previous is not None:
         account = job.previous.body["carry"]  # the checkpoint holds the weights
     elif job.parent is not None:
-        account = _carry(job, job.parent, backbone)
+        account = take_over(job, job.parent, backbone)
     return build_stage(job.spec, backbone, job.recipe, job.manifest.classes, job.seed), account
 
 
-def _carry(job: Job, parent: Parent, backbone: ResNet) -> dict[str, Any]:
-    weights = load_weights(parent.weights)
-    # A parent found just now was hashed just now; one that an earlier start recorded may have changed since.
-    if job.previous is not None and sha256_file(parent.weights) != parent.digest:
-        raise MstlError(
-            f"weights {parent.weights}",
-            why=f"they have changed since run {job.out} was started from them",
-            remedy="Bring them back, or train into another --out",
-        )
-    try:
-        report = carry_over(weights, backbone)
-    except MstlError as error:
-        owner = "" if parent.run is None else f" of {open_run(parent.run).model}"
-        raise MstlError(
-            f"--init-from {parent.run or parent.weights}: {error.what}",
-            why=f"{error.why}: the weights{owner} do not fit {job.model}",
-            remedy=error.remedy,
-        ) from error
-    return report.to_dict()
+def fix_attention(job: Job, module: nn.Module, device: torch.device) -> dict[str, str]:
+    """Settle what computes each attention layer of a stage's module on this device; returns {layer: backend}.
+
+    All ranks call it. The answer belongs into run.json under `attention`, from where a continued job takes it: timed
+    anew it might fall otherwise, and the run would no longer be bit for bit the same.
+    Raises MstlError on all ranks where the recipe names a backend that cannot be used here.
+    """
+    recipe = job.recipe
+    first, *others = [network for network in module.modules() if isinstance(network, ResNet)]
+    recorded = None
+    if job.previous is not None:  # programs that recorded none knew no other backend than eager
+        recorded = job.previous.body.get("attention") or {name: EAGER for name, _ in first.attention_layers()}
+    fixed = fix_backends(
+        first,
+        device=device,
+        dtype=autocast_dtype(recipe.precision, device) or torch.float32,
+        image_size=recipe.data.image_size,
+        batch=max(1, recipe.data.batch_size // world_size() // recipe.engine.accumulate),
+        recorded=recorded,
+    )
+    for network in others:
+        for name, layer in network.attention_layers():
+            layer.backend = fixed[name]
+    return fixed
 
 
 def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader | None]:

@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 
 from mstl.distributed import rank, world_size
-from shards.errors import MstlError
+from mstl.failures import EveryRankError
+from mstl.places import checkpoint_folders, step_of
 from shards.files import sha256_file, sync, write_atomic
 
 SEAL_NAME = "complete.json"
@@ -57,14 +58,14 @@ def rank_file(rank: int) -> str:
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[Path]]:
     """The newest checkpoint whose files are all there and unchanged, and the damaged ones that are newer.
 
-    Every rank gets rank 0's answer. Raises MstlError when there are checkpoints and all are damaged: starting afresh
-    is the user's decision; and for one that another version wrote.
+    Every rank gets rank 0's answer. Raises EveryRankError when there are checkpoints and all are damaged (starting
+    afresh is the user's decision), and for one that another version wrote.
     """
     damaged: list[Path] = []
     seal: dict[str, Any] | None = None
     folder = root
     if rank() == 0:
-        for folder in folders(root):
+        for folder in checkpoint_folders(root):
             seal = _whole(folder)
             if seal is not None:
                 break
@@ -75,30 +76,20 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[Path]]:
     seal, folder, damaged = answer[0]
     if seal is None:
         if damaged:
-            raise MstlError(
+            names = ", ".join(other.name for other in damaged)
+            raise EveryRankError(
                 f"checkpoints in {root}",
-                why=f"none is whole (files of {damaged[0].name} are missing or changed)",
+                why=f"none is whole (files of {names} are missing or changed)",
                 remedy=f"Bring them back from a copy, or remove {root.parent} to start over",
             )
         return None, []
     if seal.get("version") != VERSION:
-        raise MstlError(
+        raise EveryRankError(
             f"checkpoint {folder}",
             why=f"it has version {seal.get('version', 1)}, this program reads {VERSION}",
             remedy="Finish the run with the version of MSTL that wrote it, or name another --out",
         )
     return Checkpoint(folder=folder, step=seal["step"], ranks=seal["ranks"]), damaged
-
-
-def step_of(folder: Path) -> int:
-    """The number of steps done at a checkpoint."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def folders(root: Path) -> list[Path]:
-    """The checkpoint folders, newest first."""
-    found = [folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=step_of, reverse=True)
 
 
 def seal(aside: Path, root: Path, step: int, files: dict[str, dict[str, Any]], *, ranks: int, keep: int) -> None:
@@ -115,11 +106,11 @@ def seal(aside: Path, root: Path, step: int, files: dict[str, dict[str, Any]], *
     aside.rename(final)
     sync(root)
     with suppress(OSError):  # the new one stands: what cannot be dropped now is tried again behind the next
-        for other in folders(root):
+        for other in checkpoint_folders(root):
             # Newer ones were damaged, or this one would not have followed an older: their steps are being done again.
             if step_of(other) > step:
                 _remove(other)
-        for old in folders(root)[keep:]:
+        for old in checkpoint_folders(root)[keep:]:
             _remove(old)
 
 

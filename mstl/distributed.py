@@ -1,6 +1,7 @@
 """Ranks working together; every function does nothing special where there is one rank or no process group."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,51 @@ def gather_cat(tensor: Tensor) -> Tensor:
     gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
     dist.all_gather_into_tensor(gathered, tensor.detach().contiguous())
     return gathered
+
+
+@torch.no_grad()
+def exchange(tensor: Tensor, order: Tensor) -> Tensor:
+    """[B, ...] on every rank → this rank's B rows of `gather_cat(tensor)[order]`, without gradient.
+
+    order [ranks * B] int64, on the CPU: a permutation, equal on all ranks, of which each rank gets its part. Nothing
+    travels but what a rank takes from another: B rows at most, where gathering brings (ranks - 1) B. B must be equal on
+    all ranks.
+    """
+    if world_size() == 1:
+        return tensor.detach().index_select(0, order.to(tensor.device))
+    route = routes(order, world_size(), rank())
+    leaving = tensor.detach().index_select(0, route.rows.to(tensor.device))
+    arrived = torch.empty_like(leaving)
+    dist.all_to_all_single(arrived, leaving, route.taken, route.given)
+    return arrived.index_select(0, route.places.to(tensor.device))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routes:
+    """What a rank sends where in `exchange`, and where what arrives belongs; tensors are [B] int64.
+
+    rows: its own rows as they leave, sorted by the rank that takes them. given, taken: rows to and from each rank.
+    places: for each row of the result, its place in what arrives, which is sorted by the rank it comes from.
+    """
+
+    rows: Tensor
+    given: list[int]
+    taken: list[int]
+    places: Tensor
+
+
+def routes(order: Tensor, ranks: int, rank: int) -> Routes:
+    """The routes of one rank for an order [ranks * B] (see `exchange`)."""
+    wanted = order.view(ranks, -1)  # [taker, place]
+    images = wanted.shape[1]
+    owners = wanted // images
+    own = owners == rank
+    return Routes(
+        rows=wanted[own] - rank * images,
+        given=own.sum(1).tolist(),
+        taken=owners[rank].bincount(minlength=ranks).tolist(),
+        places=owners[rank].argsort(stable=True).argsort(),
+    )
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:

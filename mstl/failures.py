@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,3 +39,18 @@ def reported_exits(folder: Path) -> dict[int, int]:
         with suppress(OSError, ValueError):
             found[int(file.name.removeprefix("rank-"))] = int(file.read_text())
     return found
+
+
+def between_ranks(error: Exception) -> bool:
+    """Whether an exchange with other ranks failed, most often because one is gone.
+
+    torch has a type for what NCCL and its store raise; gloo raises RuntimeError with the name of its source file.
+    """
+    typed = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # by name: no torch here
+    return typed or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def in_words(error: Exception) -> str:
+    """The first sentence of such a failure, without the places in gloo's and torch's sources that it begins with."""
+    first = str(error).partition("\n")[0].partition(". ")[0]
+    return re.sub(r"\[[^\]\s]*\.(?:cc|cpp|h|hpp):\d+\]\s*", "", first).strip() or type(error).__name__

@@ -81,6 +81,13 @@ def check_leakage(
     )
 
 
+def finding_names(shards: Path, digest: str, lineage: Sequence[Entry]) -> list[str]:
+    """The findings that a job on this shard set would be refused for, by the names they are waived as."""
+    behind = {entry["digest"] for entry in lineage}
+    found = [v for v in read_verdicts(shards, digest) if v.outcome == "found" and _matters(v, digest, behind)]
+    return list(_names(found, {}).values())
+
+
 def trace_lineage(weights: Path, run: Path | None) -> list[Entry]:
     """The shard sets behind first weights, nearest first: {"run", "stage", "source", "shards", "digest", "images"}.
 

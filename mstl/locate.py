@@ -155,7 +155,7 @@ def _graph(encoded: list[np.ndarray], device: str) -> tuple[DataNode, ...]:
     seen_by = multi_view_ct()
     source = fn.external_source(source=[encoded], batch=True, dtype=types.UINT8)
     square = resize.square(decode(source, seen_by, device), seen_by.resize, bits=seen_by.bits)
-    box, fallback = lobes.locate(luminance(square, seen_by), device)
+    box, fallback = lobes.locate(luminance(square, seen_by))
     return box.cpu(), fallback.cpu()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mstl.checkpoint import BEST_NAME, Checkpoint, newest_checkpoint
 from mstl.distributed import rank, world_size
 from mstl.saving import Saver
+from mstl.together import together
 from mstl.training import Training
 from shards.errors import MstlError
 
@@ -48,13 +49,20 @@ def restore(training: Training) -> Checkpoint | None:
     another number (ZeRO 0): weights, optimizer and queue are the same for all; what is left of the epoch is shared
     anew, each sample once, with new augmentation; running statistics are averaged, as before an evaluation; random
     numbers start from a seed of this step and these ranks.
-    Raises MstlError where a checkpoint does not fit.
+    Raises EveryRankError, on all ranks alike, where a checkpoint does not fit.
     """
     checkpoint, damaged = newest_checkpoint(training.run / "checkpoints")
-    for other in damaged:
-        training.watch.note(f"{other} is damaged and passed over")
     if checkpoint is None:
         return None
+    if damaged:
+        names = ", ".join(other.name for other in damaged)
+        training.watch.note(f"passed over, since files are missing or changed: {names} in {checkpoint.folder.parent}")
+    together(lambda: _take_up(training, checkpoint))
+    training.stage.check_ranks()
+    return checkpoint
+
+
+def _take_up(training: Training, checkpoint: Checkpoint) -> None:
     same = checkpoint.ranks == world_size()
     own = checkpoint.own(rank() if same else 0)
     if not same and own["engine"]:
@@ -78,8 +86,6 @@ def restore(training: Training) -> Checkpoint | None:
     best = checkpoint.folder / BEST_NAME
     if rank() == 0 and best.is_file():
         training.best_weights = safetensors.torch.load_file(best)
-    training.stage.check_ranks()
-    return checkpoint
 
 
 def _load_loaders(training: Training, states: list[dict[str, Any]], *, other_world: bool) -> None:

@@ -64,6 +64,7 @@ class RunBody(Part):
     ssl: str | None = None  # runs before there were baselines have none
     model: str
     flavour: str
+    recipe_schema: int = 1  # mstl.recipes.records
     recipe: dict[str, dict[str, Any]]
     inputs: dict[str, dict[str, Any]]
     printed: dict[str, PrintedPart]
@@ -74,6 +75,7 @@ class RunBody(Part):
     parent: ParentPart | None
     shards: ShardsPart
     carry: CarryPart | None
+    attention: dict[str, str] = {}  # newer than the first runs
     leakage: LeakagePart | None = None  # runs before the gate have none
     software: dict[str, str]
     device: str

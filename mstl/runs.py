@@ -95,7 +95,8 @@ def load_classifier(run: RunRecord) -> Classifier:
     # Imported here, so that listing runs does not take the seconds of importing torch.
     from mstl.carry import carry_over
     from mstl.models.classifier import Classifier
-    from mstl.models.registry import build_backbone
+    from mstl.models.registry import attention_options, build_backbone
+    from mstl.recipes import Model
     from mstl.weights import load_weights
 
     weights = load_weights(run.weights)
@@ -106,7 +107,9 @@ def load_classifier(run: RunRecord) -> Classifier:
             why=f"stage {run.stage} has no classifier",
             remedy="Name a run of stl_n, stl_m or finetune",
         )
-    backbone = build_backbone(run.model)
+    # Eager, whatever it was trained by: nothing is timed for an evaluation, and it runs anywhere.
+    model = Model.model_validate({**run.recipe.get("model", {}), "attention_backend": "eager"})
+    backbone = build_backbone(run.model, attention_options(model))
     carry_over(weights, backbone)
     classifier = Classifier(backbone, len(run.classes))
     classifier.fc.load_state_dict(head)

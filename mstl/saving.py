@@ -22,9 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mstl.checkpoint import BEST_NAME, SHARED_NAME, folders, rank_file, remove_leftovers, seal, step_of
+from mstl.checkpoint import BEST_NAME, SHARED_NAME, rank_file, remove_leftovers, seal
 from mstl.distributed import rank, world_size
 from mstl.failures import EveryRankError
+from mstl.places import checkpoint_folders, step_of
 from mstl.weights import save_weights
 from shards.files import aside_name, sha256_file, sync, write_atomic
 
@@ -179,7 +180,7 @@ class Saver:
         if self._rank == 0:
             shutil.rmtree(self._flight.aside, ignore_errors=True)
         self._flight = None
-        older = [str(step_of(folder)) for folder in folders(self._root)]
+        older = [str(step_of(folder)) for folder in checkpoint_folders(self._root)]
         held = f"the newest older one is of step {older[0]}" if older else "there is no older one"
         raise EveryRankError(
             f"checkpoint of step {step} in {self._root}",

@@ -1,11 +1,11 @@
 """The four stages: what each trains on, which module it builds and how it is judged. Start reading here.
 
-What the networks see is in `mstl.inputs`, the numbers are in `mstl.recipes.values`.
+What is fixed about each is in `mstl.stage_specs`, what the networks see in `mstl.inputs`, the numbers are in
+`mstl.recipes.values`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,41 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mstl.distributed import mean_over_ranks_
-from mstl.evaluation.evaluate import gather_predictions, positive_class, predict
 from mstl.evaluation.metrics import classification_metrics
+from mstl.evaluation.predictions import gather_predictions, positive_class, predict
 from mstl.models.classifier import Classifier
 from mstl.models.resnet import ResNet
 from mstl.recipes import Recipe, SupervisedLoss
 from mstl.ssl.build import build_method
+from mstl.stage_specs import STAGES as STAGES
+from mstl.stage_specs import StageSpec
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from shards.errors import MstlError
-from shards.plan import Remainder
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageSpec:
-    """What is fixed about a stage before anything is built.
-
-    source: the shard set it trains on by default. parent: the stage whose weights it starts from.
-    remainder: what becomes of an epoch's last, partial batch; small sets cannot afford to lose it (spec 1.8, 8).
-    """
-
-    name: str
-    source: str
-    parent: str | None
-    remainder: Remainder
-
-
-STAGES: dict[str, StageSpec] = {
-    spec.name: spec
-    for spec in (
-        StageSpec(name="stl_n", source="imagenet", parent=None, remainder="drop"),
-        StageSpec(name="stl_m", source="covidx", parent="stl_n", remainder="drop"),
-        StageSpec(name="sstl_m", source="covid19-ct", parent="stl_m", remainder="keep"),
-        StageSpec(name="finetune", source="covid19-ct", parent="sstl_m", remainder="keep"),
-    )
-}
 
 
 class Stage(Protocol):

@@ -6,6 +6,7 @@ import argparse
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,8 @@ def _read_torch(path: Path) -> object:
     _refuse_swollen(path)
     try:
         # Namespace: the options that many training scripts save beside the weights; it holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: what is refused is told below
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         named = re.search(r"GLOBAL (\S+)", str(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from mstl.models.registry import DEPTHS
+from mstl.models.names import DEPTHS
 from shards.errors import MstlError
 
 # Layers of a residual network in the order of torchvision's children, as Lightly and RadImageNet number them.

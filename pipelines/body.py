@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn
-from nvidia.dali.data_node import DataNode
 
 from pipelines import thumbnail as t
 
@@ -34,43 +32,43 @@ class Body:
     air_level: grey value up to which a pixel may be lung; higher than edge_level where lungs are hazy.
     """
 
-    inverted: DataNode
-    window: DataNode
-    edge_level: DataNode
-    air_level: DataNode
+    inverted: t.Values
+    window: t.Values
+    edge_level: t.Values
+    air_level: t.Values
 
 
-def find_body(image: DataNode, device: str) -> Body:
+def find_body(image: t.Values) -> Body:
     """Everything about an image of SIDE pixels square, [SIDE, SIDE] uint8."""
-    limits, shown, has_page = _panel(image, device)
-    inverted = _is_inverted(image, device) * (has_page < 0.5)
+    limits, shown, has_page = _panel(image)
+    inverted = _is_inverted(image) * (has_page < 0.5)
     x = t.inverted_where(image, inverted) * shown
     level = t.two_class_level(x, side=SIDE)
-    window = _window(x, BODY_LEVEL * level, limits, device)
-    return Body(inverted, window, *_levels(x, level, device))
+    window = _window(x, BODY_LEVEL * level, limits)
+    return Body(inverted, window, *_levels(x, level))
 
 
-def _panel(image: DataNode, device: str) -> tuple[DataNode, DataNode, DataNode]:
+def _panel(image: t.Values) -> tuple[t.Values, t.Values, t.Values]:
     """Box and mask of what is not white page, and 1 if there is a page: if the corners of that box are black.
 
     Without a page, box and mask are of the whole image. Within a body cut off at the image border the corners are
     tissue: white there is no page.
     """
-    found = t.extent(t.opened(t.as_mask(image < PAGE_GREY)), SIDE, INK_PIXELS, device)
-    whole = t.constant(WHOLE, device)
-    inward = t.constant(np.array([1, 1, -1, -1], np.float32), device)
+    found = t.extent(t.opened(t.as_mask(image < PAGE_GREY)), SIDE, INK_PIXELS)
+    whole = t.constant(WHOLE, image)
+    inward = t.constant(np.array([1, 1, -1, -1], np.float32), image)
     box = found + (found != whole) * inward  # one pixel in: the border pixel is half page
-    x0, y0, x1, y1 = (box[i] for i in range(4))
-    across, down = t.within(x0, x1 - 1.0, SIDE, 1, device), t.within(y0, y1 - 1.0, SIDE, 0, device)
-    middle_x, middle_y = t.within(x0 + 3.0, x1 - 4.0, SIDE, 1, device), t.within(y0 + 3.0, y1 - 4.0, SIDE, 0, device)
+    x0, y0, x1, y1 = (t.place(box, at) for at in range(4))
+    across, down = t.within(x0, x1 - 1.0, SIDE, 1), t.within(y0, y1 - 1.0, SIDE, 0)
+    middle_x, middle_y = t.within(x0 + 3.0, x1 - 4.0, SIDE, 1), t.within(y0 + 3.0, y1 - 4.0, SIDE, 0)
     in_panel = across & down
     corners = t.as_mask(in_panel > (middle_x | middle_y))
-    black = t.total(corners * (image < 127.5))
+    black = t.total(corners * (image < 128))
     has_page = t.as_mask(black + black - t.total(corners) > 0.5)
     return whole + has_page * (box - whole), t.as_mask(in_panel | (has_page < 0.5)), has_page
 
 
-def _is_inverted(image: DataNode, device: str) -> DataNode:
+def _is_inverted(image: t.Values) -> t.Values:
     """1 where the image's corners are bright, its middle is much darker, and the flanks are no darker than the middle.
 
     The middle of a chest is heart and spine: of tissue's grey. Air is bright in the corners and in the lungs, if at
@@ -78,7 +76,7 @@ def _is_inverted(image: DataNode, device: str) -> DataNode:
     """
     corners, middle, flanks = (place / place.sum() for place in _places())
     bright, drop, rise = (
-        t.total(image * t.constant(weights, device)) for weights in (corners, corners - middle, flanks - middle)
+        t.total(image * t.constant(weights, image)) for weights in (corners, corners - middle, flanks - middle)
     )
     return (bright > 128.0) * t.as_mask(drop > 60.0) * (rise > -10.0)
 
@@ -92,40 +90,40 @@ def _places() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.floa
     return corners, middle, flanks
 
 
-def _levels(x: DataNode, level: DataNode, device: str) -> tuple[DataNode, DataNode]:
+def _levels(x: t.Values, level: t.Values) -> tuple[t.Values, t.Values]:
     """edge_level and air_level, see Body, from the level that splits all pixels in two.
 
     Soft-tissue windows show fat as dark as lung nearly, so that the body's skin is lost: there, splitting the dark
     class once more encloses more air. Elsewhere hazy lungs (ground glass) are brighter than the first level:
     splitting only the body's pixels finds them; the level is capped, for slices with little lung split fat off muscle.
     """
-    dark = t.as_mask(x < level)
-    body = _body(dark, device)
+    dark = t.as_mask(t.below(x, level))
+    body = _body(dark)
     darker = t.two_class_level(t.smaller(x, level), side=SIDE)
-    darkest = t.as_mask(x < darker)
-    enclosed, enclosed_darkest = t.opened(dark * body), t.opened(_body(darkest, device) * darkest)
+    darkest = t.as_mask(t.below(x, darker))
+    enclosed, enclosed_darkest = t.opened(dark * body), t.opened(_body(darkest) * darkest)
     soft = t.as_mask(t.total(enclosed_darkest) > MORE_AIR * t.total(enclosed))
-    dark_mean, bright_mean = t.mean_within(x, dark), t.mean_within(x, t.as_mask(x >= level))
+    dark_mean, bright_mean = t.mean_within(x, dark), t.mean_within(x, t.as_mask(dark < 1))
     cap = dark_mean + HIGHEST_SHARE * (bright_mean - dark_mean)
     hazy = t.larger(level, t.smaller(cap, t.two_class_level(x, body, side=SIDE)))
     return t.chosen(soft, darker, level), t.chosen(soft, darker, hazy)
 
 
-def _body(dark: DataNode, device: str) -> DataNode:
-    return t.enclosed(t.opened(t.as_mask(dark < 0.5)), SIDE, device)
+def _body(dark: t.Values) -> t.Values:
+    return t.enclosed(t.opened(t.as_mask(dark < 1)), SIDE)
 
 
-def _window(x: DataNode, level: DataNode, limits: DataNode, device: str) -> DataNode:
+def _window(x: t.Values, level: t.Values, limits: t.Values) -> t.Values:
     """Extent of what is brighter than the level, opened, with a margin, within the limits: fractions of the image, [4].
 
     The limits themselves where nothing is bright.
     """
-    found = t.extent(t.opened(t.as_mask(x > level)), SIDE, BODY_PIXELS, device)
-    size = found[2:] - found[:2]
-    lowest = fn.reductions.min(size)
+    found = t.extent(t.opened(t.as_mask(t.over(x, level))), SIDE, BODY_PIXELS)
+    lowest = t.least(t.corner(found, 1) - t.corner(found, 0))
     # The least of both sides is positive for a body; without one the box is made far larger than any limit.
     reach = t.chosen(t.as_mask(lowest > 0.5), float(MARGIN_PIXELS), 3.0 * SIDE)
-    outward = t.constant(np.array([-1, -1, 1, 1], np.float32), device)
+    outward = t.constant(np.array([-1, -1, 1, 1], np.float32), x)
     wide = found + reach * outward
-    low, high = t.larger(wide[:2], limits[:2]), t.smaller(wide[2:], limits[2:])
-    return fn.cat(low, high) / float(SIDE)
+    low = t.larger(t.corner(wide, 0), t.corner(limits, 0))
+    high = t.smaller(t.corner(wide, 1), t.corner(limits, 1))
+    return t.joined(low, high) / float(SIDE)

@@ -78,7 +78,7 @@ def _graph(inputs: Inputs, tars: Sequence[str], indexes: Sequence[str], device: 
         return (*views, named)
     # The square that the views are cut from is cheaper to look at than the image; too small a one shows too little.
     seen = image if resized is None or inputs.resize < lobes.SIDE else resized
-    box, fallback = lobes.locate(luminance(seen, inputs), device)
+    box, fallback = lobes.locate(luminance(seen, inputs))
     cut = [augment.region_view(image, start, end, inputs) for start, end in lobes.region_windows(box)]
     return (*views, *cut, named, fn.cat(box, fallback))
 

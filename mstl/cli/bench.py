@@ -13,10 +13,13 @@ from shards.errors import MstlError
 
 # Name → (module, what `mstl bench --help` says of it); every module has a `command`.
 BENCHMARKS = {
+    "attention": ("benchmarks.attention", "Self-attention by each backend, against the limits of the device."),
     "engine": ("benchmarks.engine", "A step under our engine against torch DDP, and the way to the first step."),
     "loader": ("benchmarks.loader", "Our Loader against its peers, on the same files."),
+    "locate": ("benchmarks.locate_share", "What finding the lungs takes of the SSTL-M graph."),
     "plan": ("benchmarks.plan_index", "The plan as index files: planning, writing, reading, shuffling."),
     "scaling": ("benchmarks.scaling", "What 1 to 1,024 GPUs would do, predicted and planned."),
+    "train": ("benchmarks.train_step", "A training step against a plain loop; where it goes; how it scales."),
     "shard-write": ("benchmarks.shard_write", "Writing shards against webdataset's ShardWriter."),
     "shard-scale": ("benchmarks.shard_scale", "Manifests and plans of up to a billion images."),
 }

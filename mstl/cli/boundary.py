@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from mstl.failures import LOST, RankLostError
+from mstl.failures import LOST, RankLostError, between_ranks, in_words
 from shards.errors import MstlError
 
 FAILED, BUG, INTERRUPTED, TERMINATED = 1, 3, 130, 143
@@ -56,14 +56,11 @@ def exit_with(action: Callable[[], object], *, prefix: str = "Error") -> NoRetur
         click.echo(f"{prefix}: {what}: {error.strerror or error}. Mend that and run the same command again", err=True)
         sys.exit(FAILED)
     except Exception as error:  # noqa: BLE001 - the boundary: whatever else arrives here is a bug, or a lost peer
-        if _peer_lost(error):
-            click.echo(f"{prefix}: another rank has ended; its own message says why", err=True)
+        if between_ranks(error):
+            told = in_words(error)
+            click.echo(
+                f"{prefix}: another rank has ended or does not answer ({told}); its own message says why", err=True
+            )
             sys.exit(LOST)
         traceback.print_exc()
         sys.exit(BUG)
-
-
-def _peer_lost(error: Exception) -> bool:
-    """A collective that failed because a process at its other end is gone; torch raises a plain RuntimeError."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("Connection closed by peer" in text or "Connection reset" in text)

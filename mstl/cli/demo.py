@@ -152,7 +152,7 @@ def _make_shards(out: Path, seed: int) -> None:
 
 def _train(out: Path, run: Run, seed: int, ranks: int) -> None:
     from mstl.cli.train import start
-    from mstl.stages import STAGES
+    from mstl.stage_specs import STAGES
 
     options = {
         "stage": run.stage,

@@ -41,29 +41,53 @@ class Ended:
 
     @property
     def transient(self) -> bool:
-        """The same command may succeed: nobody named a cause that will still be there, and nobody asked to stop."""
-        if any(code in (_FAILED, _USAGE) for code in self.exits.values()) or self.stopped:
+        """Ranks or their launcher were lost, and nobody named a cause that will still be there, or asked to stop."""
+        if self.stopped or any(code in (_FAILED, _USAGE) for code in self.exits.values()):
             return False
-        return self._launcher_gone or self.code not in (_FAILED, _USAGE)
+        # Where one was killed outright, what looks like a bug of another may have come of that.
+        if self._launcher_gone or self._signal is not None:
+            return True
+        return not self.crashed and (self.code == LOST or (self.code not in (_FAILED, _USAGE) and self._lost))
+
+    @property
+    def crashed(self) -> str:
+        """Who ended with a bug and its traceback, such as 'rank 1'; empty where nobody did."""
+        for rank, code in self.exits.items():
+            if code == _BUG:
+                return f"rank {rank}"
+        return "a rank" if self.code == _BUG else ""
+
+    @property
+    def _lost(self) -> bool:
+        return LOST in self.exits.values()
 
     @property
     def _launcher_gone(self) -> bool:
-        # deepspeed's runner exits with 0 when what it started is killed outright.
+        # deepspeed's runner, which starts on the nodes of a hostfile, exits with 0 when what it started is killed.
         return self.code in (0, -signal.SIGKILL)
+
+    @property
+    def _signal(self) -> signal.Signals | None:
+        """What ended the rank that the launcher saw end, or the launcher itself."""
+        if self.code in _STOPPED:  # saved, and left in order
+            return None
+        number = -self.code if self.code < 0 else self.code - 128
+        if self.code > 192:  # a rank's negative code, as an exit code holds it
+            number = 256 - self.code
+        with suppress(ValueError):
+            return signal.Signals(number)
+        return None
 
     @property
     def cause(self) -> str:
         """What is known, in a few words."""
         if self._launcher_gone:
             return "the launcher was killed"
-        crashed = [rank for rank, code in self.exits.items() if code == _BUG]
-        if crashed:
-            return f"rank {crashed[0]} crashed"
-        number = 256 - self.code if self.code > 128 else -self.code
-        with suppress(ValueError):
-            if self.code not in _STOPPED:
-                return f"a rank was ended by {signal.Signals(number).name}"
-        return "a rank was lost" if LOST in self.exits.values() else f"the launcher's exit code is {self.code}"
+        if self._signal is not None:
+            return f"{'the launcher' if self.code < 0 else 'a rank'} was ended by {self._signal.name}"
+        if self.crashed:
+            return f"{self.crashed} crashed"
+        return "a rank was lost" if self._lost else f"the launcher's exit code is {self.code}"
 
 
 class Launcher:

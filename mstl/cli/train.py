@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -15,11 +16,14 @@ from typing import Any
 
 import click
 
+from mstl.cli.beforehand import check_job, check_options
+from mstl.cli.boundary import BUG
 from mstl.cli.launcher import MODULE, Ended, Launcher
 from mstl.cli.nodes import Nodes, launcher_words, node_options
 from mstl.cli.training_options import as_arguments, settle_options, training_options
 from mstl.failures import LOST, RESTART_CAUSE
-from mstl.places import run_folder
+from mstl.hostfile import read_hostfile
+from mstl.places import run_folder, way_on
 from shards.errors import MstlError
 
 RECORD_SECONDS = 60.0  # longer than a network file system keeps what it has read
@@ -34,7 +38,7 @@ LONGEST_PAUSE_SECONDS = 60.0  # between the end of a job and its restart; the fi
     type=click.IntRange(0),
     default=0,
     help="Start again behind the newest checkpoint, so often at "
-    "most, when a rank or the launcher is lost; not behind an error that names its remedy.",
+    "most, when a rank or the launcher is lost; not behind a bug, or an error that names its remedy.",
 )
 @node_options
 @click.option("--explain", "explained", is_flag=True, help="Print the recipe, number by number, and train nothing.")
@@ -59,11 +63,10 @@ def command(
 
     Interrupt it with Ctrl-C or SIGTERM: it saves a checkpoint, and the same command continues.
     """
-    settled = settle_options(options)  # a wrong number is answered here, at once, and not after torch is loaded
     if explained:
         from mstl.cli.recipe_table import explain
 
-        explain(settled, options["flavour"])
+        explain(settle_options(options), options["flavour"])
         return
     nodes = Nodes(hostfile=hostfile, node_rank=node_rank, master_addr=master_addr, master_port=master_port)
     sys.exit(start(options, ranks, nodes, max_restarts))
@@ -80,6 +83,9 @@ def start(
     0 means that the run's record says "finished": a launcher that is killed outright exits with 0 too.
     """
     out = run_folder(options["out"], options["stage"], options.get("ssl"))
+    if _already_finished(options, ranks, nodes):
+        click.echo(f"{out}: already finished; name another --out to train again", err=True)
+        return 0
     patience = RECORD_SECONDS if nodes.node_rank else 0.0
     environment = _environment()
     with Launcher(_script()) as launcher:
@@ -97,33 +103,54 @@ def start(
                 return 128 + launcher.received
             environment[RESTART_CAUSE] = ended.cause
             options = {**options, "resume": "auto"}
-    return _told(ended)
+    return _told(ended, out, asked=max_restarts > 0)
 
 
-def _told(ended: Ended) -> int:
-    """The exit code of a job that did not finish, said in words where no rank has done so."""
+def _already_finished(options: dict[str, Any], ranks: int | None, nodes: Nodes) -> bool:
+    """Whether there is nothing to do; raises MstlError for what can be known to be wrong before anything is started."""
+    if nodes == Nodes():
+        return check_job(options, len(_devices(ranks))).finished
+    launcher_words(nodes, ranks)  # refuses what contradicts itself
+    assert nodes.hostfile is not None
+    if nodes.node_rank is None:  # the job's files need not be seen from here, where its nodes are started
+        check_options(options)
+        return False
+    return check_job(options, sum(host.slots for host in read_hostfile(nodes.hostfile))).finished
+
+
+def _told(ended: Ended, out: Path, *, asked: bool) -> int:
+    """The exit code of a job that did not finish, said in words where no rank has done so.
+
+    asked: for restarts, so that it is said why there is none.
+    """
     spoken = [code for code in ended.exits.values() if code]
     if ended.stopped:
         return next(code for code in spoken if code > 128)
     if ended.transient:
+        click.echo(f"Error: the training processes ended early: {ended.cause} (see above); {way_on(out)}", err=True)
+        return min((code for code in spoken if code != BUG), default=LOST)
+    if ended.crashed:
         click.echo(
-            f"Error: the training processes ended early: {ended.cause}; see above. "
-            "The same command continues from the newest checkpoint",
-            err=True,
+            f"{ended.crashed} crashed: a bug, see above{', which another start would meet again' * asked}", err=True
         )
-        return min(spoken, default=LOST)
+        return BUG
+    if asked:
+        click.echo("not started again: what is said above would still be there", err=True)
     return min(spoken, default=0) or (ended.code if ended.code > 0 else 1)
 
 
 def launcher_command(options: dict[str, Any], ranks: int | None, nodes: Nodes = Nodes()) -> list[str]:  # noqa: B008
-    """The command line that starts the ranks of a job; `ranks` None is one for every GPU of this machine."""
-    launcher = [sys.executable, "-m", f"{MODULE}.runner", "--no_local_rank", "--log_level", "critical"]
+    """The command line that starts the ranks of a job; `ranks` None is one for every GPU of this machine.
+
+    On one machine it is what deepspeed's runner would start there: the runner loads torch only to do so.
+    """
+    quiet = ["--no_local_rank", "--log_level", "critical"]
     if nodes == Nodes():
-        # The null device as hostfile keeps a cluster's /job/hostfile from turning this into a job on many nodes.
-        launcher += ["--hostfile", os.devnull, "--master_port", str(_free_port()), *_devices(ranks)]
+        world = base64.urlsafe_b64encode(json.dumps({"localhost": _devices(ranks)}).encode()).decode()
+        words = ["-u", "-m", f"{MODULE}.launch", f"--world_info={world}", "--master_port", str(_free_port())]
     else:
-        launcher += launcher_words(nodes, ranks)
-    return [*launcher, _script(), *as_arguments(options)]
+        words = ["-m", f"{MODULE}.runner", *launcher_words(nodes, ranks)]
+    return [sys.executable, *words, *quiet, _script(), *as_arguments(options)]
 
 
 def _script() -> str:
@@ -132,8 +159,8 @@ def _script() -> str:
     return script.origin
 
 
-def _devices(ranks: int | None) -> list[str]:
-    """The launcher's words for the devices: given --num_gpus it would forget CUDA_VISIBLE_DEVICES."""
+def _devices(ranks: int | None) -> list[int]:
+    """The numbers of this machine's devices, one for each rank; raises MstlError where there are not so many GPUs."""
     visible = _visible()
     if visible is None:
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
@@ -143,9 +170,9 @@ def _devices(ranks: int | None) -> list[str]:
                 why=f"this machine has {gpus} GPUs",
                 remedy="Name no more than that, or train on the CPU with CUDA_VISIBLE_DEVICES=-1",
             )
-        return ["--num_gpus", str(ranks or max(1, gpus))]
+        return list(range(ranks or max(1, gpus)))
     if not visible:
-        return ["--num_gpus", str(ranks or 1)]
+        return list(range(ranks or 1))
     if not all(word.isdigit() for word in visible):
         raise MstlError(
             f"CUDA_VISIBLE_DEVICES={','.join(visible)}",
@@ -158,7 +185,7 @@ def _devices(ranks: int | None) -> list[str]:
             why=f"CUDA_VISIBLE_DEVICES names {len(visible)} GPUs",
             remedy="Name more GPUs or fewer ranks",
         )
-    return ["--include", "localhost:" + ",".join(visible[: ranks or len(visible)])]
+    return [int(word) for word in visible[: ranks or len(visible)]]
 
 
 def _visible() -> list[str] | None:

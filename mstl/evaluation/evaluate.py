@@ -2,99 +2,44 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import distributed, nn
 
-from mstl.evaluation.metrics import as_json, classification_metrics, confusion_counts, roc_curve
-from mstl.evaluation.subject import open_subject
-from mstl.runs import now, software
-from pipelines.batch import Batch
+from mstl.evaluation.calibration import Fit, fit_temperature
+from mstl.evaluation.intervals import RESAMPLES
+from mstl.evaluation.measure import Asked, measure
+from mstl.evaluation.operating import EVEN, Operating, Rule, choose_threshold, parse_rule, write_operating
+from mstl.evaluation.predictions import Table, positive_class, predict, read_table, with_records, write_table
+from mstl.evaluation.subject import Subject, bring, open_subject, own_split
+from mstl.evaluation.weighted import decisions, unweighted
+from mstl.runs import now, open_run, software
+from mstl.study.checks import check_evaluation
 from shards.cache import CacheOptions
+from shards.errors import MstlError
 from shards.files import sha256_file, write_atomic
 from shards.progress import QUIET, Progress
-from shards.read import read_records
+from shards.schema import ALL
 
-SCHEMA_VERSION = 1
-POSITIVE_NAMES = ("covid", "covid-19")
+SCHEMA_VERSION = 2
+CHOSEN_ON = "val"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Predictions:
-    """sample_ids [N] int64, ascending and each once; labels [N] int64; probabilities [N, C] float32, rows sum to 1."""
+class How:
+    """What every split of one evaluation shares."""
 
-    sample_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-
-class Batches(Protocol):
-    """What `predict` needs of a loader."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-
-def predict(
-    classifier: nn.Module, loader: Batches, device: torch.device | str, *, progress: Progress = QUIET
-) -> Predictions:
-    """Class probabilities of one epoch of the loader's view `x`, on this rank.
-
-    The classifier is put in evaluation mode, and every module back into the mode it came in. Samples that the loader
-    repeats to fill a batch count once. Softmax in float32.
-    """
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
-    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-    progress.start(len(loader), "predict")
-    try:
-        with torch.inference_mode():
-            for batch in loader:
-                logits = classifier(batch.views["x"].to(device))
-                probabilities = logits.float().softmax(1).cpu().numpy()
-                parts.append((batch.sample_ids.cpu().numpy(), batch.labels.cpu().numpy(), probabilities))
-                progress.advance()
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not parts:
-        raise ValueError("the loader gave no batch")
-    return _each_once(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def gather_predictions(predictions: Predictions) -> Predictions:
-    """The predictions of all ranks together, on every rank; without torch.distributed, the same predictions."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return predictions
-    ranks: list[Predictions] = [predictions] * distributed.get_world_size()
-    distributed.all_gather_object(ranks, predictions)
-    return _each_once(
-        np.concatenate([r.sample_ids for r in ranks]),
-        np.concatenate([r.labels for r in ranks]),
-        np.concatenate([r.probabilities for r in ranks]),
-    )
-
-
-def positive_class(classes: Sequence[str]) -> int | None:
-    """Which of two classes counts as positive: the one named COVID or COVID-19, else the last; None unless binary."""
-    if len(classes) != 2:
-        return None
-    named = [index for index, name in enumerate(classes) if name.lower() in POSITIVE_NAMES]
-    return named[0] if named else 1
+    positive: int | None
+    rule: Rule
+    resamples: int
+    seed: int
+    batch: int
+    weights_sha256: str
 
 
 def evaluate_run(
@@ -104,89 +49,204 @@ def evaluate_run(
     shards: str | Path | None = None,
     batch: int = 64,
     cache: CacheOptions = CacheOptions(),  # noqa: B008 - frozen
+    positive: str | None = None,
+    operating: str = "youden",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
     progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """Evaluate a run on a split and write RUN/evaluation/SPLIT/; returns what metrics.json holds.
 
-    Files: metrics.json, predictions.csv, confusion.png and, for two classes that both occur, roc.png. Raises MstlError
-    as `open_subject` does.
+    The operating point and the temperature are chosen on the val split of the run's own shard set, which is evaluated
+    first unless that has been done with the same weights, and written to RUN/evaluation/operating.json; where there is
+    no val split, 0.5 and no temperature are taken and the record says why. positive: name of the positive of two
+    classes; operating: see `operating.parse_rule`; resamples and seed: of the bootstrap.
+    Files: metrics.json, predictions.csv, confusion.png, reliability.png and, where classes that occur can be told from
+    others that occur, roc.png and pr.png. Raises MstlError as `open_subject`, `positive_class` and `parse_rule` do.
     """
-    out = run / "evaluation" / split
-    subject = open_subject(run, split=split, shards=shards, out=out / "metrics.json", cache=cache, progress=progress)
-    manifest, folder = subject.manifest, subject.folder.resolve()
+    rule, index = parse_rule(operating), positive_class(open_run(run).classes, positive)
+    out = run / "evaluation" / split / "metrics.json"
+    subject = open_subject(run, split=split, shards=shards, out=out, cache=cache, progress=progress)
+    how = How(
+        positive=index,
+        rule=rule,
+        resamples=resamples,
+        seed=seed,
+        batch=batch,
+        weights_sha256=sha256_file(subject.record.weights),
+    )
+    table = _predicted(subject, batch, progress)
+    try:
+        own, why = own_split(subject, CHOSEN_ON, cache), None
+    except MstlError as error:  # a set without val, or one that is no longer there, still leaves 0.5
+        own, why = None, f"{error.what}: {error.why}"
+    known = _stored(own, how) if own is not None else None
+    if own is None:
+        chosen = _choose(None, subject, how, why)
+    elif split == CHOSEN_ON and subject.same_as_run:
+        chosen = _choose(table, subject, how, None)
+    elif known is not None:
+        chosen = _choose(known, subject, how, None)
+    else:
+        bring(own, cache, progress)
+        val = _predicted(own, batch, progress)
+        chosen = _choose(val, subject, how, None)
+        if split != CHOSEN_ON and not _holds_another_set(own):
+            _judge(own, val, chosen, how, progress)
+    write_operating(run, chosen)
+    return _judge(subject, table, chosen, how, progress)
+
+
+def _predicted(subject: Subject, batch: int, progress: Progress) -> Table:
     loader = subject.loader(batch)
     try:
-        predictions = predict(subject.classifier, loader, subject.device, progress=progress)
+        found = predict(subject.classifier, loader, subject.device, progress=progress)
     finally:
         loader.close()
-    positive = positive_class(manifest.classes)
-    metrics = classification_metrics(predictions.probabilities, predictions.labels, positive=positive)
-    counts = np.bincount(predictions.labels, minlength=len(manifest.classes))
+    return with_records(found, subject.folder.resolve(), subject.split)
+
+
+def _choose(val: Table | None, subject: Subject, how: How, why: str | None) -> Operating:
+    """The operating point and the temperature of these validation images; without them the defaults and `why`."""
+    threshold: float | None = None
+    origin = "default"
+    fit = Fit(temperature=None, why=why)
+    rates: dict[str, float] = {}
+    if val is not None:
+        fit = fit_temperature(val.predictions.probabilities, val.predictions.labels)
+    if how.positive is None:
+        why = f"there are {len(subject.manifest.classes)} classes"
+    elif how.rule.kind == "given":
+        threshold, origin, why = how.rule.value, "given", None
+    elif val is None or len(np.unique(val.predictions.labels)) < 2:
+        threshold, why = EVEN, why or "the val split holds one class only"
+    else:
+        scores = val.predictions.probabilities[:, how.positive]
+        threshold, origin = choose_threshold(scores, val.predictions.labels == how.positive, how.rule), CHOSEN_ON
+    if val is not None and threshold is not None and how.positive is not None:
+        scores = val.predictions.probabilities[:, how.positive].astype(np.float64)
+        rates = unweighted(decisions(val.predictions.labels == how.positive, scores >= threshold), len(val))
+    return Operating(
+        rule=str(how.rule),
+        threshold=threshold,
+        origin=origin,
+        why=why,
+        temperature=fit.temperature,
+        temperature_why=fit.why,
+        split=None if val is None else CHOSEN_ON,
+        n=0 if val is None else len(val),
+        sensitivity=_finite(rates.get("sensitivity")),
+        specificity=_finite(rates.get("specificity")),
+        positive=None if how.positive is None else subject.manifest.classes[how.positive],
+        classes=list(subject.manifest.classes),
+        weights_sha256=how.weights_sha256,
+        shards_digest=subject.record.shards_digest,
+        date=now(),
+    )
+
+
+def _stored(own: Subject, how: How) -> Table | None:
+    """The predictions that an earlier evaluation of val left; None unless of these weights, images and pixels."""
+    body = _record(own)
+    if body is None:
+        return None
+    same = {
+        "weights_sha256": how.weights_sha256,
+        "image_size": own.record.image_size,
+        "classes": list(own.manifest.classes),
+    }
+    if body["shards"]["digest"] != own.manifest.digest() or any(body.get(key) != value for key, value in same.items()):
+        return None
+    positive = None if body["positive"] is None else own.manifest.classes.index(body["positive"])
+    try:
+        table = read_table(_folder(own) / "predictions.csv", classes=len(own.manifest.classes), positive=positive)
+    except MstlError:
+        return None
+    return table if len(table) == body["n"] else None
+
+
+def _holds_another_set(own: Subject) -> bool:
+    """Whether evaluation/val is somebody's evaluation on another shard set, which is not ours to replace."""
+    body = _record(own)
+    return body is not None and body["shards"]["digest"] != own.manifest.digest()
+
+
+def _record(subject: Subject) -> dict[str, Any] | None:
+    file = _folder(subject) / "metrics.json"
+    try:
+        body: dict[str, Any] = json.loads(file.read_text())
+        check_evaluation(file, body)
+    except (OSError, ValueError, MstlError):
+        return None  # none, or a damaged one: it is made anew
+    return body
+
+
+def _folder(subject: Subject) -> Path:
+    return subject.record.path / "evaluation" / subject.split
+
+
+def _judge(subject: Subject, table: Table, chosen: Operating, how: How, progress: Progress) -> dict[str, Any]:
+    """Measure a split and write all its files, metrics.json last: where it is new, the others are."""
+    from mstl.evaluation.plots import draw  # matplotlib takes a second that a refused evaluation need not wait for
+
+    manifest, found = subject.manifest, table.predictions
+    asked = Asked(
+        classes=manifest.classes,
+        positive=how.positive,
+        threshold=chosen.threshold,
+        temperature=chosen.temperature,
+        resamples=how.resamples,
+        seed=how.seed,
+    )
+    measured = measure(table, asked, progress=progress)
+    same_images = subject.split in (chosen.split, ALL) and manifest.digest() == chosen.shards_digest
+    about = {"split": chosen.split, "n": chosen.n, "same_images": same_images}
+    parts = dict(measured.body)
+    parts["operating"] = {
+        "rule": chosen.rule,
+        "threshold": chosen.threshold,
+        "origin": chosen.origin,
+        "why": chosen.why,
+        **about,
+        **parts.get("operating", {}),
+    }
+    parts["calibration"] = {
+        "temperature": chosen.temperature,
+        "why": chosen.temperature_why,
+        **about,
+        **parts.get("calibration", {}),
+    }
     body: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
-        "split": split,
-        "n": len(predictions),
+        "split": subject.split,
+        "n": len(found),
         "classes": list(manifest.classes),
-        "class_counts": counts.tolist(),
-        "positive": None if positive is None else manifest.classes[positive],
-        "metrics": as_json(metrics),
+        "class_counts": np.bincount(found.labels, minlength=len(manifest.classes)).tolist(),
+        "positive": None if how.positive is None else manifest.classes[how.positive],
+        **parts,
         "shards": {
             "path": subject.origin,
             "digest": manifest.digest(),
             "source": manifest.source,
             "same_as_run": subject.same_as_run,
         },
-        "weights_sha256": sha256_file(subject.record.weights),
+        "weights_sha256": how.weights_sha256,
         "image_size": subject.record.image_size,
         "device": torch.cuda.get_device_name() if subject.device.type == "cuda" else "cpu",
         "date": now(),
         "software": {**software(), "torchmetrics": version("torchmetrics")},
     }
-    _write(out, body, predictions, folder, positive)
+    out = _folder(subject)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "predictions.csv", write_table(table, how.positive).encode())
+    for name, png in draw(table, body, measured.roc).items():
+        if png is None:
+            (out / name).unlink(missing_ok=True)  # one of an earlier evaluation would pass for this one's
+        else:
+            write_atomic(out / name, png)
+    write_atomic(out / "metrics.json", (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
     return body
 
 
-def _write(out: Path, body: dict[str, Any], predictions: Predictions, shards: Path, positive: int | None) -> None:
-    """All files of one evaluation, metrics.json last: where it is new, the others are."""
-    from mstl.study.figures import Curve, confusion_figure, roc_figure  # training imports this module and draws nothing
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "predictions.csv", predictions_csv(predictions, shards, body["split"], positive).encode())
-    title = f"{body['split']} split, n = {body['n']}"
-    counts = confusion_counts(predictions.probabilities, predictions.labels)
-    write_atomic(out / "confusion.png", confusion_figure(counts, body["classes"], title=title))
-    roc = out / "roc.png"
-    if positive is not None and body["metrics"]["auc"] is not None:
-        fpr, tpr = roc_curve(predictions.probabilities[:, positive], predictions.labels == positive)
-        name = f"{body['positive']} (AUC {body['metrics']['auc']:.3f})"
-        write_atomic(roc, roc_figure([Curve(name=name, x=fpr, y=tpr)], title=title))
-    else:
-        roc.unlink(missing_ok=True)  # one of an earlier evaluation would pass for this one's
-    write_atomic(out / "metrics.json", (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
-
-
-def predictions_csv(predictions: Predictions, shards: Path, split: str, positive: int | None) -> str:
-    """The text of predictions.csv: sample_id, key, patient, label (its index) and one probability.
-
-    The probability is that of the positive class; with more than two classes there is one column per class,
-    `probability_0` and on, in the order of the shard set's classes.
-    """
-    records = {record.sample_id: record for record in read_records(shards, split)}
-    classes = predictions.probabilities.shape[1]
-    columns = range(classes) if positive is None else [positive]
-    names = [f"probability_{c}" for c in columns] if positive is None else ["probability"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample_id", "key", "patient", "label", *names])
-    for sample_id, label, row in zip(
-        predictions.sample_ids.tolist(), predictions.labels.tolist(), predictions.probabilities, strict=True
-    ):
-        record = records[sample_id]
-        writer.writerow([sample_id, record.key, record.patient or "", label, *(repr(float(row[c])) for c in columns)])
-    return text.getvalue()
-
-
-def _each_once(sample_ids: NDArray[Any], labels: NDArray[Any], probabilities: NDArray[Any]) -> Predictions:
-    """Sorted by sample id, the first of each id kept."""
-    ids, first = np.unique(sample_ids, return_index=True)
-    return Predictions(sample_ids=ids, labels=labels[first], probabilities=probabilities[first])
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,120 +1,56 @@
-"""Where a classifier looks: Grad-CAM and the attention map of its last ATTN block (paper section 6.8, figure 4)."""
+"""Explain runs on a split or on image files: the grid of heatmaps and, with lung masks, what the maps are worth."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from matplotlib import colormaps
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 
-from mstl.evaluation.evaluate import positive_class
-from mstl.evaluation.subject import open_subject
-from mstl.models.attention import AttentionBlock
-from mstl.models.classifier import Classifier
-from mstl.study.figures import image_grid
-from pipelines.recipe import IMAGENET_MEAN, IMAGENET_STD
+from mstl.evaluation.explain_answers import Answer, answers
+from mstl.evaluation.explain_curves import STEPS
+from mstl.evaluation.explain_files import MASK_ENDING, find_masks
+from mstl.evaluation.explain_grid import HeatColumn, Shown, heatmap_grid, plain_images
+from mstl.evaluation.explain_maps import has_attention
+from mstl.evaluation.explain_measure import (
+    CAM,
+    CHANCE,
+    Measured,
+    chance_map,
+    curves_figure,
+    measure,
+    measured_csv,
+    summarise,
+)
+from mstl.evaluation.explain_subjects import Question, open_question
+from mstl.evaluation.lung_focus import INSIDE
+from mstl.evaluation.masks import load_masks
+from mstl.evaluation.subject import Subject
+from mstl.runs import now, software
+from mstl.study.checks import check_output
 from shards.cache import CacheOptions
 from shards.errors import MstlError
-from shards.files import write_atomic
+from shards.files import sha256_file, write_atomic
 from shards.progress import QUIET, Progress
 
-HEAT = colormaps["RdYlBu_r"]  # blue low, red high as in figure 4, and told apart with any colour vision
-HEAT_SHARE = 0.45  # of the overlay, ours
 MOST_IMAGES = 200  # a taller grid passes the 65,536 pixels that matplotlib draws
+SCHEMA_VERSION = 1
 
 
-def grad_cam(classifier: Classifier, x: Tensor, class_index: int) -> Tensor:
-    """ReLU(Σ_k α_k F_k) with α_k the spatial mean of ∂z_c/∂F_k (Grad-CAM at the last map before pooling, figure 4).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explained:
+    """What was done: images shown in the grid, images measured, the summary of that, files written, what to tell."""
 
-    x [B, 3, H, W] normalised → [B, h, w] of the res5 map, not scaled; z_c is the logit of `class_index`. The
-    classifier must be in evaluation mode, and its parameters' gradients stay as they are.
-    """
-    assert not classifier.training, "Grad-CAM needs the classifier in evaluation mode"
-    with torch.no_grad():
-        features = classifier.backbone.feature_maps(x)["res5"]
-    with torch.enable_grad():
-        features = features.detach().requires_grad_()
-        logits = classifier.fc(classifier.dropout(features.mean((2, 3))))
-        (slopes,) = torch.autograd.grad(logits[:, class_index].sum(), features)
-    weights = slopes.mean((2, 3), keepdim=True)
-    return (weights * features.detach()).sum(1).relu()
-
-
-def attention_map(classifier: Classifier, x: Tensor) -> Tensor:
-    """How much each position is attended to: the mean of the attention A over its queries (figure 4).
-
-    x [B, 3, H, W] → [B, h, w] of the last ATTN block of res5; each map sums to 1. Raises MstlError for a network
-    without attention there.
-    """
-    assert not classifier.training, "an attention map needs the classifier in evaluation mode"
-    if not has_attention(classifier):
-        raise MstlError(
-            "attention map", why="the network has no attention block after res5", remedy="Use a network named …-attn5"
-        )
-    blocks = classifier.backbone.attention["res5"]
-    assert isinstance(blocks, nn.Sequential)
-    block = blocks[-1]
-    assert isinstance(block, AttentionBlock)
-    inputs: list[Tensor] = []
-    hook = block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            classifier.backbone(x)
-            keys_queries: Tensor = block.attention.weights(inputs[0])
-    finally:
-        hook.remove()
-    return keys_queries.mean(2).reshape(len(x), *inputs[0].shape[2:])
-
-
-def has_attention(classifier: Classifier) -> bool:
-    """Whether `attention_map` can be drawn."""
-    return "res5" in classifier.backbone.attention
-
-
-def min_max(maps: Tensor) -> Tensor:
-    """Each of the [B, h, w] maps scaled to 0..1; one without any contrast becomes 0."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).where(high > low, torch.ones_like(high))
-
-
-def heat_images(maps: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-    """[B, h, w] maps → [B, H, W, 3] colours: min–max, bilinear to `size` (H, W), blue low and red high."""
-    large = interpolate(min_max(maps.float())[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return np.asarray(HEAT(large.cpu().numpy()), dtype=np.float32)[..., :3]
-
-
-def plain_images(x: Tensor) -> NDArray[np.float32]:
-    """Normalised [B, 3, H, W] → [B, H, W, 3] in 0..1."""
-    mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x * std + mean).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-
-
-def heatmap_grid(classifier: Classifier, x: Tensor, class_indices: list[int], *, names: list[str], title: str) -> bytes:
-    """Figure 4 for the images x [B, 3, H, W] as PNG: original, CAM, its overlay, attention, its overlay.
-
-    Row i explains class `class_indices[i]` and is called `names[i]`. A network without attention has three columns.
-    """
-    size = (int(x.shape[2]), int(x.shape[3]))
-    originals = plain_images(x)
-    cams = torch.cat([grad_cam(classifier, x[i : i + 1], c) for i, c in enumerate(class_indices)])
-    heats = [heat_images(cams, size)]
-    columns = ["original", "CAM", "CAM overlay"]
-    if has_attention(classifier):
-        heats.append(heat_images(attention_map(classifier, x), size))
-        columns += ["attention", "attention overlay"]
-    # A class that nothing speaks for has an empty map: say so, since it looks as if it had failed.
-    names = [name if cam.amax() > 0 else f"{name}\n(CAM is empty)" for name, cam in zip(names, cams, strict=True)]
-    rows = []
-    for index, original in enumerate(originals):
-        row = [original]
-        for heat in heats:
-            row += [heat[index], (1 - HEAT_SHARE) * original + HEAT_SHARE * heat[index]]
-        rows.append(row)
-    return image_grid(rows, columns=columns, names=names, title=title)
+    shown: int
+    measured: int
+    summary: tuple[dict[str, Any], ...]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
 
 
 def explain_run(
@@ -124,56 +60,219 @@ def explain_run(
     count: int,
     out: Path,
     shards: str | Path | None = None,
+    beside: Sequence[Path] = (),
+    images: Sequence[Path] = (),
+    masks: Path | None = None,
+    class_name: str | None = None,
     cache: CacheOptions = CacheOptions(),  # noqa: B008 - frozen
     progress: Progress = QUIET,
-) -> int:
-    """Write the heatmap grid of the first `count` positives of a split as PNG; returns how many there were.
+) -> Explained:
+    """Write the heatmap grid of the first `count` images as PNG and, with masks, what was measured of all beside it.
 
-    The order is that of the shard set, which was shuffled when written: nothing is hand-picked. With more than two
-    classes the first images of any class are explained for their own class. Raises MstlError as `open_subject` does,
-    when the split has no positive, and for more images than a picture can hold.
+    Images are those of a split, or the files and folders that `images` names. Of a split, with two classes, they are
+    the positives alone, with `class_name` those of that class; with more classes each is explained for its own, files
+    for the class predicted. The order is that of the shard set, which was shuffled when written: nothing is
+    hand-picked. beside: further runs, shown the same images in further columns. masks: a folder of lung masks
+    (`find_masks`); images without one are then left out, and for OUT.png there are OUT.csv (an image and map a line),
+    OUT.json (means and intervals) and OUT-curves.png too.
+    Raises MstlError as `open_question`, `find_masks` and `load_masks` do, when there is no image to explain, and for
+    more images than a picture can hold.
     """
-    subject = open_subject(run, split=split, shards=shards, out=out, cache=cache, progress=progress)
-    manifest, classifier = subject.manifest, subject.classifier
-    positive = positive_class(manifest.classes)
-    there = manifest.samples(split) if positive is None else manifest.class_counts[split][positive]
-    count = min(count, there)
-    if count > MOST_IMAGES:
+    masked = None if masks is None else find_masks(masks)
+    files = _output_files(out, measured=masked is not None)
+    names = _run_names([run, *beside])
+    with ExitStack() as stack:
+        question = open_question(
+            [run, *beside], split=split, shards=shards, images=images, class_name=class_name, out=out, cache=cache,
+            progress=progress, stack=stack,
+        )  # fmt: skip
+        notes = _notes(question)
+        about = question.read_about() if masked is not None or question.files is not None else {}
+        lungs: dict[str, Tensor] | None = None
+        if masked is not None:
+            sizes = {one.name: one.size for one in about.values() if question.wants(one.label)}
+            lungs = load_masks(masked, sizes, question.subjects[0].record.evaluation_inputs, progress=progress)
+            if not lungs:
+                raise _nothing_masked(masks, masked, sizes)
+            notes += _mask_notes(sizes, masked, lungs)
+        count = _shown_count(question, count, question.images if lungs is None else len(lungs))
+        show = question.spread(count, lungs)
+        shown: list[Answer] = []
+        rows: list[Measured] = []
+        summary: list[dict[str, Any]] = []
+        wanted = count if lungs is None else len(lungs)
+        progress.start(wanted, "explain")
+        for answer in answers(question, about, show if lungs is None else lungs, limit=wanted):
+            if len(shown) < count and (show is None or answer.name in show):
+                shown.append(answer)
+            if lungs is not None:
+                rows += _measured(question, answer, lungs[answer.name], names)
+            progress.advance()
+        if show is not None:
+            shown.sort(key=lambda answer: show.index(answer.name))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, _grid(question, shown, lungs, names))
+        if lungs is not None:
+            summary = _write_measured(question, rows, files, names, notes)
+    return Explained(
+        shown=len(shown), measured=len(lungs or ()), summary=tuple(summary), files=files, notes=tuple(notes)
+    )
+
+
+def _shown_count(question: Question, count: int, total: int) -> int:
+    """How many rows the grid has; raises MstlError where there is nothing to show, or too much."""
+    if not total:
         raise MstlError(
-            f"--count {count}", why="one picture cannot hold so many images", remedy=f"Name {MOST_IMAGES} at most"
+            f"{question.where} of {question.subjects[0].origin}",
+            why="it has no positive image" if question.explained is not None else "it has no image",
+            remedy="Name another with --split, or another class with --class",
         )
-    images: list[Tensor] = []
-    rows: list[tuple[int, int]] = []  # sample id, class
-    loader = subject.loader(min(16, manifest.samples(split)))
-    progress.start(count, "explain")
-    try:
-        for batch in loader:
-            wanted = [i for i, label in enumerate(batch.labels.tolist()) if positive is None or label == positive]
-            for i in wanted[: count - len(rows)]:
-                images.append(batch.views["x"][i].to(subject.device))
-                rows.append((int(batch.sample_ids[i]), int(batch.labels[i])))
-                progress.advance()
-            if len(rows) == count:
-                break
-    finally:
-        loader.close()
-    if not rows:
+    if min(count, total) > MOST_IMAGES:
         raise MstlError(
-            f"split {split!r} of {subject.folder}", why="it has no positive image", remedy="Name another with --split"
+            f"--count {min(count, total)}",
+            why="one picture cannot hold so many images",
+            remedy=f"Name {MOST_IMAGES} at most",
         )
-    x = torch.stack(images).contiguous()
-    with torch.inference_mode():
-        probabilities = classifier(x).float().softmax(1).cpu()
-    labels = [label for _, label in rows]
-    names = [
-        f"sample {sample}\nP({_short(manifest.classes[label])})\n= {probabilities[i, label]:.2f}"
-        for i, (sample, label) in enumerate(rows)
+    return min(count, total)
+
+
+def _output_files(out: Path, *, measured: bool) -> tuple[Path, ...]:
+    """The grid and, where there is something to measure, curves, table and summary beside it; all can be written."""
+    files = [out]
+    if measured:
+        files += [out.with_name(f"{out.stem}-curves.png"), out.with_suffix(".csv"), out.with_suffix(".json")]
+    for file in files:
+        check_output(file)
+    return tuple(files)
+
+
+def _measured(question: Question, answer: Answer, mask: Tensor, names: Sequence[str]) -> Iterator[Measured]:
+    """Every map of one image against its mask, and one of noise."""
+    classes = question.subjects[0].manifest.classes
+    for run, subject, maps, found in zip(names, question.subjects, answer.maps, answer.probabilities, strict=True):
+        for kind, heat in {**maps, CHANCE: chance_map(maps[CAM], name=answer.name)}.items():
+            focus, deletion, insertion = measure(
+                subject.classifier, answer.x, heat, mask, answer.explained, name=answer.name
+            )
+            yield Measured(
+                image=answer.name,
+                patient=answer.patient,
+                label=None if answer.label is None else classes[answer.label],
+                run=run,
+                map=kind,
+                explained=classes[answer.explained],
+                probability=float(found[answer.explained]),
+                focus=focus,
+                deletion=deletion,
+                insertion=insertion,
+            )
+
+
+def _grid(question: Question, shown: Sequence[Answer], lungs: dict[str, Tensor] | None, names: Sequence[str]) -> bytes:
+    """The picture of all images shown; several runs are called A, B, … in it."""
+    classes = question.subjects[0].manifest.classes
+    letters = [""] if len(names) == 1 else [f"{chr(ord('A') + i)}" for i in range(len(names))]
+    rows = []
+    for answer, image in zip(shown, plain_images(torch.stack([answer.x for answer in shown])), strict=True):
+        said = [
+            f"{letter} = {float(found[answer.explained]):.2f}".strip()
+            for letter, found in zip(letters, answer.probabilities, strict=True)
+        ]
+        name = "\n".join([_short(answer.name, 14), f"P({_short(classes[answer.explained], 12)})", *said])
+        mask = None if lungs is None else lungs[answer.name].numpy() >= INSIDE
+        rows.append(Shown(name=name, image=image, mask=mask))
+    columns = [
+        HeatColumn(name=f"{letter}: {kind}" if letter else kind, maps=torch.stack([a.maps[i][kind] for a in shown]))
+        for i, letter in enumerate(letters)
+        for kind in shown[0].maps[i]
     ]
-    title = f"{subject.record.model}, {subject.record.stage}: what speaks for each image's class ({split} split)"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, heatmap_grid(classifier, x, labels, names=names, title=title))
-    return len(rows)
+    who = [
+        f"{letter}: {name}, {_model(subject)}" if letter else f"{_model(subject)}, {subject.record.stage}"
+        for letter, name, subject in zip(letters, names, question.subjects, strict=True)
+    ]
+    what = "each image's class" if question.explained is None else classes[question.explained]
+    return heatmap_grid(rows, columns, title=f"{'; '.join(who)}: what speaks for {what} ({question.where})")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else name[:11] + "…"
+def _write_measured(
+    question: Question, rows: Sequence[Measured], files: Sequence[Path], names: Sequence[str], notes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Write the curves, the table and, last, the summary, which is returned."""
+    _, curves, table, file = files
+    summary, how = summarise(rows)
+    classes = question.subjects[0].manifest.classes
+    images = len({row.image for row in rows})
+    write_atomic(curves, curves_figure(rows, title=f"{question.where}, n = {images}"))
+    write_atomic(table, measured_csv(rows).encode())
+    body = {
+        "schema": SCHEMA_VERSION,
+        "images": question.where,
+        "n": images,
+        "classes": list(classes),
+        "explained": None if question.explained is None else classes[question.explained],
+        "runs": [
+            {
+                "name": name,
+                "path": str(subject.record.path),
+                "model": subject.record.model,
+                "stage": subject.record.title,
+                "weights_sha256": sha256_file(subject.record.weights),
+            }
+            for name, subject in zip(names, question.subjects, strict=True)
+        ],
+        "image_size": question.subjects[0].record.image_size,
+        "curve_steps": STEPS,
+        "intervals": how,
+        "summary": summary,
+        "notes": list(notes),
+        "date": now(),
+        "software": software(),
+    }
+    write_atomic(file, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+    return summary
+
+
+def _notes(question: Question) -> list[str]:
+    notes = [
+        f"{subject.record.path}: {_model(subject)} has no attention after res5, so there is Grad-CAM alone"
+        for subject in question.subjects
+        if not has_attention(subject.classifier)
+    ]
+    refused = () if question.files is None else question.files.refused
+    return notes + [f"{name} was left out: {reason}" for name, reason in refused]
+
+
+def _mask_notes(sizes: dict[str, tuple[int, int]], masks: dict[str, Path], lungs: dict[str, Tensor]) -> list[str]:
+    """What the user should hear of images and masks that did not find each other, and of empty masks."""
+    bare, spare = sorted(sizes.keys() - masks.keys()), sorted(masks.keys() - sizes.keys())
+    empty = sorted(name for name, mask in lungs.items() if not mask.any())
+    notes = []
+    for found, what in ((bare, "images have no mask"), (spare, "masks are of no image"), (empty, "masks are empty")):
+        if found:
+            notes.append(f"{len(found)} {what}: {', '.join(found[:3])}{', …' if len(found) > 3 else ''}")
+    return notes
+
+
+def _nothing_masked(folder: Path | None, masks: dict[str, Path], sizes: dict[str, tuple[int, int]]) -> MstlError:
+    images = f"the images are called {', '.join(sorted(sizes)[:2])}, …" if sizes else "there are no images"
+    return MstlError(
+        f"--masks {folder}",
+        why=f"none of its {len(masks)} masks is of an image: they are for {', '.join(sorted(masks)[:2])}, …; {images}",
+        remedy=f"Call the mask of image NAME NAME{MASK_ENDING}.png",
+    )
+
+
+def _run_names(runs: Sequence[Path]) -> list[str]:
+    """The last part of the runs' paths, or the whole where two share it; raises MstlError for one named twice."""
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise MstlError("runs", why="a run is named twice", remedy="Name each once")
+    last = [run.resolve().name for run in runs]
+    return last if len(set(last)) == len(last) else [str(run) for run in runs]
+
+
+def _model(subject: Subject) -> str:
+    return subject.record.model.removesuffix("-attn0")
+
+
+def _short(name: str, longest: int) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"

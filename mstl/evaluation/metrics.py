@@ -57,6 +57,40 @@ def classification_metrics(probabilities: Floats, labels: Integers, *, positive:
     return values
 
 
+def evaluation_metrics(probabilities: Floats, labels: Integers, *, positive: int | None) -> dict[str, float]:
+    """`classification_metrics` and more, for the record of an evaluation (training does not wait for these).
+
+    With `positive`: precision, balanced_accuracy (the mean of sensitivity and specificity), average_precision, brier
+    (mean square of the positive's probability minus the truth) and ece (expected calibration error of the positive's
+    probability in 15 equal bins). Without: balanced_accuracy, macro_precision, macro_specificity,
+    macro_average_precision as `weighted.class_decisions` and `ranking` define them, brier (mean over images of the sum
+    over classes) and ece (of the most probable class). Undefined values are nan.
+    """
+    from torchmetrics.functional.classification import binary_average_precision, binary_precision
+
+    from mstl.evaluation.weighted import many_classes, probability_errors, unweighted  # training needs no scipy
+
+    found = classification_metrics(probabilities, labels, positive=positive)
+    n = len(labels)
+    if positive is None:
+        more = unweighted(many_classes(probabilities, labels, ranked=True), n)
+        names = ("balanced_accuracy", "macro_precision", "macro_specificity", "macro_average_precision", "brier", "ece")
+        return {**found, **{name: more[name] for name in names}}
+    positives, predicted = labels == positive, probabilities.argmax(1) == positive
+    scores = probabilities[:, positive]
+    errors = unweighted(probability_errors(scores, positives, (scores.astype(np.float64) - positives) ** 2), n)
+    target = _tensor(positives.astype(np.int64))
+    return {
+        **found,
+        "precision": float(binary_precision(_tensor(predicted.astype(np.int64)), target))
+        if predicted.any()
+        else math.nan,
+        "balanced_accuracy": (found["sensitivity"] + found["specificity"]) / 2,
+        "average_precision": float(binary_average_precision(_tensor(scores), target)) if positives.any() else math.nan,
+        **errors,
+    }
+
+
 def roc_curve(scores: Floats, positives: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """The (false positive rate, true positive rate) corners of a ROC curve, from (0, 0) to (1, 1).
 
@@ -75,6 +109,21 @@ def roc_curve(scores: Floats, positives: NDArray[np.bool_]) -> tuple[Floats, Flo
         np.concatenate([[0.0], false_positives / (~hits).sum()]),
         np.concatenate([[0.0], true_positives / hits.sum()]),
     )
+
+
+def pr_curve(scores: Floats, positives: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """The (recall, precision) at each distinct score from the highest down; equal scores fall together.
+
+    The area of the steps that end at these points, from recall 0 on, is the average precision. Raises ValueError
+    without a positive.
+    """
+    positives = np.asarray(positives, dtype=bool)
+    if not positives.any():
+        raise ValueError("a precision-recall curve needs positives")
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    last_of_tie = np.append(np.diff(np.asarray(scores)[order]) != 0, True)
+    found = np.cumsum(positives[order])[last_of_tie]
+    return found / positives.sum(), found / (np.flatnonzero(last_of_tie) + 1)
 
 
 def confusion_counts(probabilities: Floats, labels: Integers) -> NDArray[np.int64]:

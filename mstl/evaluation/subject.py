@@ -24,7 +24,7 @@ from shards.verify import check_content
 class Subject:
     """A classifier on its device in evaluation mode, and one split of the shard set in `folder`.
 
-    origin: the set's URL or absolute path, as it may be printed and recorded; `folder` is then a local copy.
+    where: the set as it was named; `folder` is a local copy where that is a URL.
     same_as_run: whether the shard set is the one that the run was trained with.
     """
 
@@ -32,10 +32,15 @@ class Subject:
     classifier: Classifier
     device: torch.device
     folder: Path
-    origin: str
+    where: str | Path
     manifest: Manifest
     same_as_run: bool
     split: str
+
+    @property
+    def origin(self) -> str:
+        """The set's URL or absolute path, as it may be printed and recorded."""
+        return shown(self.where) if is_url(self.where) else str(self.folder.resolve())
 
     def loader(self, batch: int) -> Loader:
         """One pass over the split in order: resize, centre crop, normalise; on the GPU where there is one."""
@@ -76,8 +81,7 @@ def open_subject(
         )
     where = record.shards if shards is None else shards
     folder, manifest, same = matching_shards(record, shards, cache)
-    local_set(where, cache=cache, splits=(split,), tars=True, progress=progress)
-    check_content(folder, manifest, split, progress)
+    _bring(where, folder, manifest, split, cache, progress)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = load_classifier(record).to(device)
     return Subject(
@@ -85,11 +89,29 @@ def open_subject(
         classifier=classifier,
         device=device,
         folder=folder,
-        origin=shown(where) if is_url(where) else str(folder.resolve()),
+        where=where,
         manifest=manifest,
         same_as_run=same,
         split=split,
     )
+
+
+def own_split(subject: Subject, split: str, cache: CacheOptions) -> Subject:
+    """The same classifier and a split of the set that its run was trained with, still to be brought by `bring`.
+
+    Raises MstlError when that set is gone or has changed, or has no such split.
+    """
+    found = subject
+    if not subject.same_as_run:
+        folder, manifest, same = matching_shards(subject.record, None, cache)
+        found = replace(subject, folder=folder, manifest=manifest, where=subject.record.shards, same_as_run=same)
+    found.manifest.shards(split)  # raises, naming the splits there are
+    return replace(found, split=split)
+
+
+def bring(subject: Subject, cache: CacheOptions, progress: Progress) -> None:
+    """Fetch the subject's split where it is at a URL and check it byte for byte; raises MstlError for damage."""
+    _bring(subject.where, subject.folder, subject.manifest, subject.split, cache, progress)
 
 
 def matching_shards(record: RunRecord, shards: str | Path | None, cache: CacheOptions) -> tuple[Path, Manifest, bool]:
@@ -115,6 +137,13 @@ def matching_shards(record: RunRecord, shards: str | Path | None, cache: CacheOp
             remedy=f"Evaluate on it knowingly with --shards {name}",
         )
     return folder, manifest, same
+
+
+def _bring(
+    where: str | Path, folder: Path, manifest: Manifest, split: str, cache: CacheOptions, progress: Progress
+) -> None:
+    local_set(where, cache=cache, splits=(split,), tars=True, progress=progress)
+    check_content(folder, manifest, split, progress)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mstl.checkpoint import newest_checkpoint
 from mstl.job.request import Job, Resume
+from mstl.places import checkpoint_folders
 from mstl.recipes import OURS, PRINTED, RESOLVED, flatten, recipe_name
+from mstl.recipes.records import RECIPE_SCHEMA, recorded_fields
 from mstl.recipes.rules import FREE
 from mstl.runs import RUN_SCHEMA, git_revision, now, software
 from shards.errors import MstlError
@@ -18,6 +19,7 @@ def record(job: Job, *, world_size: int, device: str, carry: dict[str, Any] | No
     name = recipe_name(job.spec.name, job.ssl)
     return {
         "schema": RUN_SCHEMA,
+        "recipe_schema": RECIPE_SCHEMA,
         **_identity(job),
         "flavour": job.flavour,
         "printed": {item.field: {"value": item.value, "why": item.why} for item in PRINTED[name]},
@@ -56,6 +58,13 @@ def check_out(job: Job, resume: Resume) -> None:
             why=f"it holds a run already (status: {job.previous.status})",
             remedy="Name another folder, or continue with --resume auto",
         )
+    schema = job.previous.body.get("recipe_schema", 1)
+    if schema > RECIPE_SCHEMA:
+        raise MstlError(
+            f"--out {job.out}",
+            why=f"a newer MSTL trains there (recipes of schema {schema}, this program knows {RECIPE_SCHEMA})",
+            remedy="Continue it with that version, or name another folder",
+        )
     differing = _differences(_identity(job), job.previous.body)
     if differing:
         raise MstlError(
@@ -63,9 +72,10 @@ def check_out(job: Job, resume: Resume) -> None:
             why="it holds another run: " + "; ".join(differing[:4]),
             remedy="Name another folder with --out, or repeat the options of that run to continue it",
         )
-    if resume == "must" and not job.finished and newest_checkpoint(job.out / "checkpoints")[0] is None:
+    # Whether one is whole is found out where it is read: its files are large.
+    if resume == "must" and not job.finished and not checkpoint_folders(job.out / "checkpoints"):
         raise MstlError(
-            f"--resume must: {job.out}", why="it holds no whole checkpoint", remedy="Start over with --resume auto"
+            f"--resume must: {job.out}", why="it holds no checkpoint", remedy="Start over with --resume auto"
         )
 
 
@@ -103,14 +113,10 @@ def _differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
         names = [f"{body['parent']['path']} ({body['parent']['digest'][:8]})" if body["parent"] else "none"
                  for body in (new, old)]  # fmt: skip
         pairs += [("parent", names[0], names[1])]
-    before = _fields(old["recipe"])
+    before = recorded_fields(old["recipe"], old.get("recipe_schema", 1))
     pairs += [
-        (name, value, before.get(name, "not there yet"))
-        for name, value in _fields(new["recipe"]).items()
+        (name, value, before.get(name, "not recorded"))
+        for name, value in recorded_fields(new["recipe"], RECIPE_SCHEMA).items()
         if name not in FREE
     ]
     return [f"{name} is {now_!r} and was {was!r}" for name, now_, was in pairs if now_ != was]
-
-
-def _fields(recipe: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{section}.{field}": value for section, values in recipe.items() for field, value in values.items()}

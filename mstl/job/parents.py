@@ -8,7 +8,7 @@ from mstl.job.request import Parent, Request
 from mstl.places import run_folder
 from mstl.recipes import OURS
 from mstl.runs import RunRecord, finished_runs, open_run
-from mstl.stages import StageSpec
+from mstl.stage_specs import StageSpec
 from shards.errors import MstlError
 from shards.files import sha256_file
 

@@ -10,11 +10,11 @@ from mstl.gate import Gate, check_leakage, recorded_lineage, trace_lineage
 from mstl.job.identity import check_out
 from mstl.job.parents import find_parent
 from mstl.job.request import Job, Request
-from mstl.models.registry import full_name
+from mstl.models.names import full_name
 from mstl.places import run_folder, shard_folder
 from mstl.recipes import settle_recipe, settle_ssl
 from mstl.runs import open_run
-from mstl.stages import STAGES
+from mstl.stage_specs import STAGES
 from shards.cache import CacheOptions, check_remote_tars, direct_tars, local_set
 from shards.errors import MstlError
 from shards.progress import QUIET, Progress
@@ -22,10 +22,11 @@ from shards.remote_store import is_url, shown
 from shards.schema import ALL, MANIFEST_NAME, SPLITS, load_manifest
 
 
-def plan_job(request: Request, progress: Progress = QUIET) -> Job:
+def plan_job(request: Request, progress: Progress = QUIET, *, fetch: bool = True) -> Job:
     """Check a request and fill in its defaults; raises MstlError with the remedy for whatever is missing or wrong.
 
-    What is needed of a shard set at a URL is fetched last, when all else is right.
+    What is needed of a shard set at a URL is fetched last, when all else is right, or left where it is.
+    Imports no torch: `mstl train` plans before it starts any process.
     """
     spec = STAGES[request.stage]
     ssl = settle_ssl(spec.name, request.ssl)
@@ -73,7 +74,8 @@ def plan_job(request: Request, progress: Progress = QUIET) -> Job:
     if job.finished:
         return job
     job = replace(job, leakage=_check_leakage(job, request.waive_leakage))
-    _bring(job, cache, progress)
+    if fetch:
+        _bring(job, cache, progress)
     return job
 
 

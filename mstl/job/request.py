@@ -11,7 +11,7 @@ from mstl import inputs
 from mstl.gate import UNLOOKED, Gate
 from mstl.recipes import Flavour, Recipe, Ssl
 from mstl.runs import RunRecord
-from mstl.stages import StageSpec
+from mstl.stage_specs import StageSpec
 from pipelines.recipe import Inputs
 from shards.remote_store import shown
 from shards.schema import ALL, Manifest

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from mstl.distributed import gather_with_gradient, world_size
+from mstl.distributed import gather_cat, world_size
 from mstl.precision import no_autocast, widen
 
 
@@ -78,10 +81,11 @@ class PartedBatchNorm2d(nn.BatchNorm2d):
 
 
 class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batches of all ranks together; [B, C, ...], equally many images on every rank.
+    """Batch norm over the batches of all ranks together; [B, C, ...], B of any size on each rank.
 
     torch's SyncBatchNorm runs on GPUs alone and makes the host wait for each of its layers. Gradients are those of the
-    mean of all ranks' losses, once averaged over the ranks as the engine does.
+    mean of all ranks' losses, once averaged over the ranks as the engine does. As much is kept for backward as torch's
+    norm keeps: the input as it came, and channel vectors.
     """
 
     def __init__(self, channels: int, *, eps: float, momentum: float) -> None:
@@ -96,21 +100,69 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with no_autocast(x):
-            wide = widen(x)
-            own_variance, own_mean = torch.var_mean(wide, (0, *range(2, x.ndim)), correction=0)
-            means, variances = gather_with_gradient(torch.stack((own_mean, own_variance))[None]).unbind(1)
-            mean = means.mean(0)
-            variance = (variances + (means - mean).square()).mean(0)
-            scale = self.weight * torch.rsqrt(variance + self.eps)
-            shape = (1, -1, *[1] * (x.ndim - 2))
-            # Centred first: a mean much larger than the deviation would cost the sum its digits.
-            normalised = (wide - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
+            mean, variance, values = _statistics_of_all_ranks(x)
+            normalised: Tensor = _Normalise.apply(x, self.weight, self.bias, mean, variance, values, self.eps)
         with torch.no_grad():
-            values = x.numel() // x.shape[1] * world_size()
             self.running_mean.lerp_(mean, self.rate)
             self.running_var.lerp_(variance * (values / (values - 1)), self.rate)
             self.num_batches_tracked += 1
-        return normalised.to(x.dtype)
+        return normalised
+
+
+@torch.no_grad()
+def _statistics_of_all_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel, [C], and the number of values of one, scalar; float32 or wider.
+
+    Ranks exchange a count, means and variances, not sums of squares: those lose the digits of a small variance about a
+    large mean (Chan et al. 1983, eq. 2.1, for any number of parts).
+    """
+    variances, means = torch.var_mean(widen(x), _all_but_channels(x), correction=0)
+    count = means.new_full((1,), x.numel() // x.shape[1])
+    found = gather_cat(torch.cat((count, means, variances))[None])
+    counts, means, variances = torch.split(found, [1, x.shape[1], x.shape[1]], dim=1)
+    values = counts.sum()
+    shares = counts / values
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0), values
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) · weight + bias, where mean and variance are functions of all ranks' x.
+
+    torch's own kernels for given statistics do the wide work, without a float32 copy of half-precision images. Their
+    backward takes the statistics for constants; what is missing is linear in x, and needs the two sums over the images
+    of all ranks that Ioffe & Szegedy 2015 (section 3) give.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, values: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance, values)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, values = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        # A rank's own sums are the gradients of weight and bias; x is moved by those of all ranks.
+        sums = torch.stack((of_weight, of_bias))
+        dist.all_reduce(sums)
+        by_normalised, plain = sums / values
+        deviation = torch.sqrt(variance + ctx.eps)
+        slope = weight * by_normalised / (variance + ctx.eps)
+        shift = weight * plain / deviation - slope * mean
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        of_x -= torch.addcmul(shift.view(shape), x, slope.view(shape))
+        return of_x, of_weight, of_bias, None, None, None, None
+
+
+def _all_but_channels(x: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x.ndim))
 
 
 def part_batchnorms(network: nn.Module, parts: Parts) -> None:

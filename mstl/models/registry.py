@@ -1,31 +1,25 @@
 """Backbones by name: `resnet50-attn5` and its kin."""
 
+from mstl.models.attention import AttentionOptions
+from mstl.models.names import DEPTHS as DEPTHS
+from mstl.models.names import PLACEMENTS as PLACEMENTS
+from mstl.models.names import backbone_names as backbone_names
+from mstl.models.names import full_name as full_name
 from mstl.models.resnet import ResNet
-from shards.errors import MstlError
-
-# 50 and 101 are the paper's; 14 and 26 (ours) serve smoke tests and small studies.
-DEPTHS = {"resnet14": (1, 1, 1, 1), "resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-# Paper, "1 ATTN" and "5 ATTNs": how many attention blocks end each stage.
-PLACEMENTS = {"attn0": {}, "attn1": {"res3": 1}, "attn5": {"res3": 2, "res4": 2, "res5": 1}}
+from mstl.recipes import Model
 
 
-def backbone_names() -> tuple[str, ...]:
-    """Every name `build_backbone` takes; a depth alone means no attention."""
-    return tuple(name for depth in DEPTHS for name in (depth, *(f"{depth}-{attention}" for attention in PLACEMENTS)))
+def build_backbone(name: str, options: AttentionOptions | None = None) -> ResNet:
+    """A newly initialised backbone; MstlError for a name that is not in `backbone_names()`.
 
-
-def build_backbone(name: str) -> ResNet:
-    """A newly initialised backbone; MstlError for a name that is not in `backbone_names()`."""
+    options: how its attention departs from eq. 1 and is computed; None is not at all, and eager.
+    """
     depth, _, attention = full_name(name).partition("-")
-    return ResNet(DEPTHS[depth], PLACEMENTS[attention])
+    return ResNet(DEPTHS[depth], PLACEMENTS[attention], options)
 
 
-def full_name(name: str) -> str:
-    """The name with its attention spelt out (`resnet50` → `resnet50-attn0`); MstlError for an unknown name."""
-    if name not in backbone_names():
-        raise MstlError(
-            f"network '{name}'",
-            why="there is no network of this name",
-            remedy=f"Choose from {', '.join(backbone_names())}",
-        )
-    return name if "-" in name else f"{name}-attn0"
+def attention_options(model: Model) -> AttentionOptions:
+    """What a recipe says of attention."""
+    return AttentionOptions(
+        backend=model.attention_backend, root_scale=model.attention_scale == "root", pool=model.attention_pool
+    )

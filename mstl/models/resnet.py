@@ -1,12 +1,12 @@
 """Bottleneck residual networks (v1.5), weight for weight torchvision's without `fc`, with attention at stage ends."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mstl.models.attention import AttentionBlock
+from mstl.models.attention import AttentionBlock, AttentionOptions, SelfAttention2d
 
 STAGES = ("res2", "res3", "res4", "res5")  # the paper's names of layer1 to layer4
 EXPANSION = 4
@@ -45,9 +45,15 @@ class ResNet(nn.Module):
     blocks: bottlenecks of res2 to res5. attention: stage name → how many attention blocks follow the stage's last
     bottleneck (paper §1.2's "at the end of the corresponding residual blocks"; back to back is ours). They live in
     `attention`, a ModuleDict of stage name → Sequential, so every other weight keeps torchvision's name.
+    options: of all those blocks.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], attention: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        attention: Mapping[str, int],
+        options: AttentionOptions | None = None,
+    ) -> None:
         super().__init__()
         unknown = set(attention) - set(STAGES)
         assert not unknown, f"attention in unknown stages {sorted(unknown)}; stages are {STAGES}"
@@ -63,7 +69,7 @@ class ResNet(nn.Module):
         # Built last: one seed gives the same trunk with attention and without, and attention keeps its own init.
         self.attention = nn.ModuleDict(
             {
-                stage: nn.Sequential(*(AttentionBlock(channels) for _ in range(attention[stage])))
+                stage: nn.Sequential(*(AttentionBlock(channels, options) for _ in range(attention[stage])))
                 for stage, channels in zip(STAGES, STAGE_CHANNELS[1:], strict=True)
                 if attention.get(stage, 0) > 0
             }
@@ -82,6 +88,14 @@ class ResNet(nn.Module):
                 x = self.attention[stage](x)
             maps[stage] = x
         return maps
+
+    def attention_layers(self) -> Iterator[tuple[str, SelfAttention2d]]:
+        """Its attention layers by name: `res3.0` is the first behind res3."""
+        for stage, blocks in self.attention.items():
+            assert isinstance(blocks, nn.Sequential)
+            for index, block in enumerate(blocks):
+                assert isinstance(block, AttentionBlock)
+                yield f"{stage}.{index}", block.attention
 
 
 def _stage(channels_in: int, channels_out: int, blocks: int, *, stride: int) -> nn.Sequential:

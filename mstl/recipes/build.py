@@ -5,12 +5,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from mstl.recipes.describe import describe_field, nearest_first
 from mstl.recipes.printed import PRINTED
 from mstl.recipes.rules import IDLE, check_together
 from mstl.recipes.schema import Flavour, Recipe, Ssl
@@ -98,10 +98,16 @@ def settle_recipe(
             chosen[field] = f"--config {config}"
     for text in overrides:
         field, sign, value = text.partition("=")
+        field = field.strip()
         if not sign:
-            raise MstlError(f"--set {text}", why="it is not of the form section.field=value", remedy=_fields(name))
-        _assign(tree, name, field.strip(), _parse(value.strip()))
-        chosen[field.strip()] = "--set"
+            known = field in fields_of(name)
+            raise MstlError(
+                f"--set {text}",
+                why="it is not of the form section.field=value",
+                remedy=describe_field(name, field) if known else _fields(name, field),
+            )
+        _assign(tree, name, field, _parse(value.strip()))
+        chosen[field] = "--set"
     if compiled:
         _assign(tree, name, "engine.compile", True)
         chosen["engine.compile"] = "--compile"
@@ -145,21 +151,18 @@ def _validate(name: str, tree: Tree) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in (*section, *first["loc"][: 2 - len(section)]))
-        raise MstlError(
-            f"recipe of {name}", why=f"{where}: {first['msg']} (got {first.get('input')!r})", remedy=_fields(name)
-        ) from error
+        why = f"{where}: {first['msg']} (got {first.get('input')!r})"
+        raise MstlError(f"recipe of {name}", why=why, remedy=describe_field(name, where)) from error
 
 
 def _assign(tree: Tree, name: str, path: str, value: Any) -> None:
     section, _, field = path.partition(".")
     if section not in tree or field not in tree[section]:
-        meant = get_close_matches(path, fields_of(name), n=1)
-        hint = f"; {meant[0]} is meant, perhaps" if meant else ""
         raise MstlError(
-            f"recipe field {path!r}", why=f"there is no such field in this stage{hint}", remedy=_fields(name)
+            f"recipe field {path!r}", why="there is no such field in this stage", remedy=_fields(name, path)
         )
     if path in IDLE[name]:
-        raise MstlError(f"recipe field {path!r}", why=f"{name} has no use for it", remedy=_fields(name))
+        raise MstlError(f"recipe field {path!r}", why=f"{name} has no use for it", remedy="Leave it out")
     tree[section][field] = value
 
 
@@ -191,5 +194,5 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _fields(name: str) -> str:
-    return "Fields: " + ", ".join(fields_of(name))
+def _fields(name: str, path: str) -> str:
+    return "Fields, the nearest first: " + ", ".join(nearest_first(path, fields_of(name)))

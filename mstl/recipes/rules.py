@@ -21,9 +21,17 @@ IDLE: dict[str, frozenset[str]] = {
     "finetune": frozenset({_REGIONS, _IMAGES, _CROP}),
 }
 
-# How often to save and with how many threads to read changes no result: a continued run may change these.
+# How often to save and with how many threads to read changes no result: a continued run may change these. So it may
+# how the rate was found: the rate itself may not.
 FREE = frozenset(
-    {"data.workers", "data.max_bad", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"}
+    {
+        "data.workers",
+        "data.max_bad",
+        "optim.scale_lr",
+        "checkpoint.every_steps",
+        "checkpoint.every_minutes",
+        "checkpoint.keep",
+    }
 )
 
 

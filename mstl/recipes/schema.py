@@ -49,6 +49,18 @@ class Data(Section):
 
 class Model(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="drop probability between pooling and classifier (paper 6.2)")
+    attention_backend: Literal["auto", "eager", "sdpa", "fused"] = Field(
+        "auto", description="what computes attention; auto: the fastest here that is right, timed at the start (ours)"
+    )
+    attention_scale: Literal["none", "root"] = Field(
+        "none", description="root: attention logits are divided by the square root of the key width (paper 2.2, eq. 1)"
+    )
+    attention_pool: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="keys and values are maxima over squares of this side; 1: all positions (paper 2.2, eq. 1)",
+    )
 
 
 class Optim(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mstl.recipes.build import flatten
+from mstl.recipes.describe import split_description
 from mstl.recipes.values import RESOLVED
 
 _MOCO, _MOCO_V2, _SIMCLR = "MoCo v1, He et al. 2020", "MoCo v2, Chen et al. 2020", "SimCLR, Chen et al. 2020"
@@ -99,6 +100,6 @@ def described(name: str) -> dict[str, tuple[str, str]]:
     for field in flatten(RESOLVED[name]):
         section, _, own = field.partition(".")
         kind = type(getattr(RESOLVED[name], section))
-        meaning, _, source = str(kind.model_fields[own].description).removesuffix(")").rpartition(" (")
+        meaning, source = split_description(kind.model_fields[own])
         found[field] = (meaning, EXCEPTIONS[name].get(field, source))
     return found

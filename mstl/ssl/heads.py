@@ -21,14 +21,17 @@ def moco_head(features: int, dim: int, kind: MocoHead) -> nn.Module:
 def simclr_head(features: int, dim: int) -> nn.Module:
     """[B, features] → [B, dim]: two layers, each followed by batch norm over all ranks (SimCLR's code).
 
-    The norm behind the last layer has a shift in ours, none in theirs: it starts at zero and is one more bias.
+    The last norm has no shift, as there: its bias stays zero, without gradient. All vectors could lean on one shift,
+    and LARS, which does not bound the steps of biases, drives them there: every image then looks like every other.
     """
+    last = JoinedBatchNorm(dim, eps=1e-5, momentum=0.1)
+    last.bias.requires_grad_(False)
     return nn.Sequential(
         nn.Linear(features, features, bias=False),
         JoinedBatchNorm(features, eps=1e-5, momentum=0.1),
         nn.ReLU(inplace=True),
         nn.Linear(features, dim, bias=False),
-        JoinedBatchNorm(dim, eps=1e-5, momentum=0.1),
+        last,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mstl.distributed import check_equal_on_ranks, gather_cat, rank, world_size
+from mstl.distributed import check_equal_on_ranks, exchange, gather_cat, rank, world_size
 from mstl.losses import contrastive_logits, positive_first_loss, region_loss
 from mstl.models.batchnorm import Parts, even_sizes, part_batchnorms
 from mstl.models.resnet import ResNet
@@ -162,11 +162,14 @@ class MomentumContrast(Method):
         torch._foreach_lerp_(keys, queries, 1 - self.momentum)
 
     def _shuffled(self, images: int) -> Tensor | None:
-        """The order [ranks * B] in which images of all ranks are encoded, equal on all ranks; None: as they are."""
+        """The order [ranks * B], on the CPU, in which images of all ranks are encoded, equal on all ranks.
+
+        None: as they are.
+        """
         if world_size() == 1 and len(even_sizes(images, self.bn_group)) == 1:
             return None
         generator = torch.Generator().manual_seed(self.seed + int(self.step))
-        return torch.randperm(world_size() * images, generator=generator).to(self.step.device)
+        return torch.randperm(world_size() * images, generator=generator)
 
     @torch.no_grad()
     def _encode_keys(self, images: Tensor, order: Tensor | None) -> Tensor:
@@ -178,8 +181,7 @@ class MomentumContrast(Method):
         if order is None:
             return embed(self.key_backbone, self.key_projection, images)
         # Position-major, since a batch in channels_last memory is contiguous that way and is not copied.
-        everyone = gather_cat(images.permute(0, 2, 3, 1))
-        mine = order[rank() * len(images) : (rank() + 1) * len(images)]
+        mine = exchange(images.permute(0, 2, 3, 1), order).permute(0, 3, 1, 2)
         with self.parts.of(even_sizes(len(images), self.bn_group)):
-            keys = embed(self.key_backbone, self.key_projection, everyone[mine].permute(0, 3, 1, 2))
-        return gather_cat(keys)[order.argsort()]
+            keys = embed(self.key_backbone, self.key_projection, mine)
+        return gather_cat(keys)[order.argsort().to(keys.device)]

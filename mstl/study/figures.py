@@ -6,16 +6,20 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.typing import DrawStyleType
 from numpy.typing import NDArray
 
 # Okabe and Ito's palette, told apart with any common colour vision; line styles tell them apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "D", "s")
 INK, FAINT = "#222222", "#8a8a8a"
 DOTS_PER_INCH = 160
 CLASSES_WITH_NUMBERS = 12
@@ -30,20 +34,132 @@ class Curve:
     y: NDArray[np.floating]
 
 
-def roc_figure(curves: Sequence[Curve], *, title: str) -> bytes:
-    """ROC curves in one square: x = false positive rate, y = true positive rate, chance as a dotted diagonal."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """A named point."""
+
+    name: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Area:
+    """A named band: low and high [N] at x [N]."""
+
+    name: str
+    x: NDArray[np.floating]
+    low: NDArray[np.floating]
+    high: NDArray[np.floating]
+
+
+class Bins(Protocol):
+    """What `reliability_figure` draws, all [B]: centres, mean predictions, shares that came true, intervals, images."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def width(self) -> float: ...
+    @property
+    def centres(self) -> NDArray[np.float64]: ...
+    @property
+    def predicted(self) -> NDArray[np.float64]: ...
+    @property
+    def observed(self) -> NDArray[np.float64]: ...
+    @property
+    def low(self) -> NDArray[np.float64]: ...
+    @property
+    def high(self) -> NDArray[np.float64]: ...
+    @property
+    def counts(self) -> NDArray[np.int64]: ...
+
+
+def roc_figure(curves: Sequence[Curve], *, title: str, band: Area | None = None, marks: Sequence[Mark] = ()) -> bytes:
+    """ROC curves in one square: x = false positive rate, y = true positive rate, chance as a dotted diagonal.
+
+    band: around the first curve. marks: points on it, as operating points are.
+    """
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     axes = panel(figure.add_subplot(), title)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="chance")
-    for index, curve in enumerate(curves):
-        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        axes.plot(curve.x, curve.y, color=colour, linestyle=dashes, label=curve.name, linewidth=2, clip_on=False)
+    _curves(axes, curves, band, marks, drawstyle="default")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set_xlabel("1 − specificity (false positive rate)")
     axes.set_ylabel("sensitivity (true positive rate)")
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles[1:] + handles[:1], names[1:] + names[:1], loc="lower right", frameon=False, fontsize=8)
     return to_png(figure)
+
+
+def pr_figure(curves: Sequence[Curve], *, title: str, share: float | None, marks: Sequence[Mark] = ()) -> bytes:
+    """Precision against recall, as the steps whose area is the average precision.
+
+    share: of positives among the images, which is the precision of guessing; drawn dotted.
+    """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    axes = panel(figure.add_subplot(), title)
+    stepped = [Curve(name=curve.name, x=np.append(0.0, curve.x), y=np.append(curve.y[:1], curve.y)) for curve in curves]
+    _curves(axes, stepped, None, marks, drawstyle="steps-pre")
+    if share is not None:
+        axes.axhline(share, color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label=f"chance ({share:.2f})")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xlabel("recall (sensitivity)")
+    axes.set_ylabel("precision (positive predictive value)")
+    axes.legend(loc="lower left", frameon=False, fontsize=8)
+    return to_png(figure)
+
+
+def reliability_figure(sets: Sequence[Bins], *, title: str, x_label: str, y_label: str) -> bytes:
+    """Reliability diagram: the share that came true against the mean prediction of each bin, below the images in it.
+
+    The dotted diagonal is perfect calibration, above it predictions are too low. Bars are the bins' own intervals, and
+    a larger point stands for more images.
+    """
+    figure = Figure(figsize=(4.6, 6.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    panel(upper, title)
+    upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="perfect")
+    for index, bins in enumerate(sets):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        reach = np.stack([bins.observed - bins.low, bins.high - bins.observed]).clip(0)
+        upper.errorbar(bins.predicted, bins.observed, reach, fmt="none", ecolor=colour, alpha=0.4, linewidth=1)
+        # No line joins the bins: between two of a few images each it would draw what nobody measured.
+        areas = 14 + 90 * bins.counts / max(1, bins.counts.max())
+        upper.scatter(bins.predicted, bins.observed, areas, color=colour, marker=marker, label=bins.name, clip_on=False)
+        width = bins.width / len(sets)
+        left = bins.centres - bins.width / 2 + index * width
+        lower.bar(left, bins.counts, 0.9 * width, align="edge", color=colour)
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    upper.set_ylabel(y_label)
+    panel(lower, "")
+    lower.set_ylim(bottom=0)
+    lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    lower.set_xlabel(x_label)
+    lower.set_ylabel("images")
+    # Below both: in the panel it would cover bins.
+    legend = figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([36])
+    return to_png(figure)
+
+
+def _curves(
+    axes: Axes, curves: Sequence[Curve], band: Area | None, marks: Sequence[Mark], *, drawstyle: DrawStyleType
+) -> None:
+    for index, curve in enumerate(curves):
+        colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        axes.plot(
+            curve.x, curve.y, color=colour, linestyle=dashes, label=curve.name, linewidth=2, clip_on=False,
+            drawstyle=drawstyle,
+        )  # fmt: skip
+    if band is not None:
+        axes.fill_between(band.x, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0, label=band.name)
+    for mark, shape in zip(marks, MARKERS, strict=False):
+        axes.plot(
+            [mark.x], [mark.y], marker=shape, markersize=8, color="white", markeredgecolor=INK, markeredgewidth=1.5,
+            linestyle="none", label=mark.name, clip_on=False, zorder=5,
+        )  # fmt: skip
 
 
 def confusion_figure(counts: NDArray[np.integer], classes: Sequence[str], *, title: str) -> bytes:

@@ -13,11 +13,13 @@ from benchmarks import scaling, scaling_check, scaling_plan
 from benchmarks.scaling_check import Small, fit
 from benchmarks.scaling_model import (
     EFFICIENCY,
+    EMBEDDING_BYTES,
     NETWORKS,
     NVLINK,
     Work,
     all_reduce_seconds,
     compute_seconds,
+    exchange_seconds,
     fixed_and_per_image,
     gather_seconds,
     h100_step,
@@ -84,7 +86,7 @@ def test_a_key_costs_a_third_of_a_query() -> None:
 
 def test_overlap_hides_what_backward_covers_but_for_the_last_bucket() -> None:
     alone = predict(WORK, 256, 1, FAST, algorithm="hierarchical", overlap=False)
-    assert (alone.reduce, alone.gather, alone.efficiency) == (0, 0, 1)
+    assert (alone.reduce, alone.exchange, alone.efficiency) == (0, 0, 1)
     plain = predict(WORK, 256, 64, FAST, algorithm="hierarchical", overlap=False)
     hidden = predict(WORK, 256, 64, FAST, algorithm="hierarchical", overlap=True)
     assert plain.exposed == plain.reduce == hidden.reduce
@@ -99,12 +101,13 @@ def test_overlap_hides_what_backward_covers_but_for_the_last_bucket() -> None:
 def test_gathering_grows_with_the_ranks_and_exchanging_does_not() -> None:
     size, node = 19e6, MIDDLE.node_bytes.value * EFFICIENCY.value
     for nodes in (2, 16, 128):
-        gathered = gather_seconds(size, 8 * nodes, MIDDLE, "gather")
-        exchanged = gather_seconds(size, 8 * nodes, MIDDLE, "exchange")
+        gathered = gather_seconds(size, 8 * nodes, MIDDLE)
+        exchanged = exchange_seconds(size, 8 * nodes, MIDDLE)
         assert gathered == pytest.approx((nodes - 1) * 8 * size / node, rel=0.01)
         assert exchanged == pytest.approx(8 * size * (nodes - 1) / nodes / node, rel=0.05)
-    assert predict(CONTRAST, 32, 1024, FAST, algorithm="ring", overlap=True).gathered_gb == pytest.approx(
-        1024 * 32 * 3 * 224 * 224 * 4 / 1e9
+    images, keys = 32 * 3 * 224 * 224 * 4, 32 * EMBEDDING_BYTES
+    assert predict(CONTRAST, 32, 1024, FAST, algorithm="ring", overlap=True).exchange == pytest.approx(
+        exchange_seconds(images, 1024, FAST) + gather_seconds(keys, 1024, FAST)
     )
 
 
@@ -144,7 +147,7 @@ def test_a_plan_that_cannot_be_says_why(tmp_path: Path) -> None:
 def test_two_ranks_are_measured_and_predicted(tmp_path: Path) -> None:
     found = scaling_check.check(Small(batch=2, size=32, rounds=2, sizes=(2**12, 2**16, 2**20)), tmp_path)
     ranks = found["ranks"]
-    assert found["gradient_bytes"] == found["reduce"]["bytes"] and found["gather"]["bytes"] == 2 * 3 * 32 * 32 * 4
+    assert found["gradient_bytes"] == found["reduce"]["bytes"] and found["exchange"]["bytes"] == 2 * 3 * 32 * 32 * 4
     medians = found["median_seconds"]
     assert ranks["2"]["predicted_seconds"] == pytest.approx(medians["beside"] + found["reduce"]["predicted_seconds"])
     assert ranks["2"]["measured_seconds"] == medians["together"]
@@ -171,10 +174,9 @@ def test_the_command_writes_its_json_and_its_curves(tmp_path: Path, monkeypatch:
     assert len(body["plans"]) == 3 and [plan["gpus"] for plan in body["plans"]] == [1, 8, 64]
     shares = np.array([row["efficiency"] for row in body["predictions"]])
     assert shares.shape[1] == 3 and np.all(shares[:, 0] == 1) and np.all(np.diff(shares, axis=1) <= 0)
-    assert {row["exchange"] for row in body["predictions"]} == {None, "gather", "exchange"}
 
 
 def test_as_many_index_files_as_the_loader_writes() -> None:
-    from pipelines import loader
+    from pipelines import windows
 
-    assert scaling_plan.MOST_PAIRS == loader.WINDOW_PAIRS
+    assert scaling_plan.MOST_PAIRS == windows.WINDOW_PAIRS

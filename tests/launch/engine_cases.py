@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from launch.engine import _timeout, start_processes
+from launch.engine import start_processes
+from launch.here import join_here
 from launch.processes import set_environment
 from mstl.recipes import Recipe, build_recipe
 from pipelines.batch import Batch
@@ -108,14 +109,8 @@ def run_ranks(worker: Callable[[int], Any], folder: Path, ranks: int = 2, **vari
 
 
 def _rank(index: int, worker: Callable[[int], Any], folder: str, ranks: int, variables: dict[str, str]) -> None:
-    os.environ.update(
-        RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", **variables,
-    )  # fmt: skip
+    os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", **variables)
     torch.set_num_threads(1)
-    # A file and not a port, which another program might take in between.
-    store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=index, world_size=ranks, timeout=_timeout())
-    start_processes()
+    join_here(index, ranks, Path(folder))
     torch.save(worker(index), Path(folder) / f"found-{index}.pt")
     dist.destroy_process_group()

@@ -239,11 +239,10 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.M
 def test_a_deepspeed_whose_group_cannot_be_given_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from deepspeed.utils import groups
 
-    limit = engine_module.TIMEOUT
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="timeout cannot be set"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="makes its group elsewhere"):
         patch.setattr(groups, "_clone_world_group", lambda: None)
         patch.setattr(groups, "_WORLD_GROUP", groups._WORLD_GROUP)
-        engine_module._limit_deepspeeds_group(limit)
+        engine_module._share_group_with_deepspeed()
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="has no groups"):
         patch.delattr(groups, "_WORLD_GROUP")
-        engine_module._limit_deepspeeds_group(limit)
+        engine_module._share_group_with_deepspeed()

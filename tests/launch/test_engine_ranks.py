@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from launch.engine import TIMEOUT_VARIABLE, DeepSpeedEngine
 from launch.gradients import GradientBuckets
+from mstl.together import together
 from pipelines.batch import Batch
 from shards.errors import MstlError
 
@@ -110,12 +111,27 @@ def buckets(index: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def joint(index: int, failing: tuple[int, ...]) -> tuple[str, str]:
+    """What a part that must succeed on all ranks comes to where it fails on some."""
+
+    def action() -> str:
+        if index in failing:
+            raise MstlError(f"file of {index}", why="it is damaged", remedy="Bring it back")
+        return f"found by {index}"
+
+    try:
+        return together(action), ""
+    except MstlError as error:
+        return type(error).__name__, str(error)
+
+
 def worker(index: int) -> dict[str, Any]:
     return {
         "updates": {case: updates(index, *case) for case in CASES},
         "broken": {case: broken(index, *case) for case in BROKEN},
         "resumed": {zero: resumed(index, zero) for zero in (0, 1, 2)},
         "buckets": buckets(index),
+        "together": {failing: joint(index, failing) for failing in ((), (1,), (0, 1))},
     }
 
 
@@ -152,6 +168,15 @@ def test_a_nan_on_one_rank_is_applied_on_none(ranks: list[dict[str, Any]], case:
 @pytest.mark.parametrize("zero", [0, 1, 2])
 def test_a_restored_rank_goes_on_bitwise(ranks: list[dict[str, Any]], zero: int) -> None:
     assert [rank["resumed"][zero] for rank in ranks] == [True, True]
+
+
+def test_what_fails_on_any_rank_fails_on_all_with_the_same_words(ranks: list[dict[str, Any]]) -> None:
+    found = [rank["together"] for rank in ranks]
+    assert [one[()] for one in found] == [("found by 0", ""), ("found by 1", "")]
+    alone = ("EveryRankError", "file of 1: it is damaged (on rank 1). Bring it back")
+    assert [one[1,] for one in found] == [alone, alone]
+    both = ("EveryRankError", "file of 0: it is damaged. Bring it back")
+    assert [one[0, 1] for one in found] == [both, both]
 
 
 def test_buckets_sum_over_ranks_while_backward_runs(ranks: list[dict[str, Any]]) -> None:

@@ -145,7 +145,7 @@ def test_restarts_are_counted_and_not_made_where_they_cannot_help(sample_sets: P
         ("launcher", signal.SIGTERM, 143),
         ("runner", signal.SIGTERM, 143),
         ("launcher", signal.SIGKILL, None),
-        ("runner", signal.SIGKILL, None),
+        ("runner", signal.SIGKILL, -signal.SIGKILL),  # which is `mstl train` itself
     ],
 )
 def test_whoever_is_signalled_the_ranks_save_and_leave(

@@ -215,7 +215,7 @@ def test_two_ranks_under_the_launcher(sample_sets: Path, tmp_path: Path) -> None
         (("--model", "resnet9"), "Choose from resnet14"),
         (("--set", "data.batch_size=1000"), "smaller batch"),
         (("--set", "data.batch_size=1"), "normalisation needs two"),
-        (("--set", "optim.speed=1"), "Fields: data.image_size"),
+        (("--set", "optim.speed=1"), "Fields, the nearest first: optim."),
         (("--init-from", "missing"), "Name a run folder or a weights file"),
         (("--resume", "must"), "Use --resume auto"),
     ],
@@ -230,6 +230,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert says in errors[0]
     assert "Traceback" not in output
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--model", "resnet9"), "Choose from resnet14"),
+        (("--set", "data.batch_size=9"), "cannot be shared equally by 2 ranks"),
+    ],
+)
+def test_bad_input_of_many_ranks_is_one_line_from_the_command(
+    sample_sets: Path, tmp_path: Path, more: tuple[str, ...], says: str
+) -> None:
+    output = run(words("stl_n", sample_sets, tmp_path / "run", *more), ranks=2, code=1)
+    [line] = output.splitlines()
+    assert line.startswith("Error: ") and says in line
 
 
 def test_a_checkpoint_of_another_network_is_refused(sample_sets: Path, tmp_path: Path) -> None:

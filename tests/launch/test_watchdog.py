@@ -35,7 +35,7 @@ def test_a_rank_that_stands_still_is_ended_and_says_where(cases: dict[str, Any],
     assert f"in {name}\n" in case["stacks"]
     [line] = case["said"].splitlines()
     assert line.startswith(f"Error: finetune, behind step {behind}: no step has finished for ")
-    assert "rank 1 does not answer" in line and "hang; the same command continues" in line
+    assert "rank 1 does not answer" in line and "hang; nothing was saved yet, so the same command starts over" in line
 
 
 def test_a_rank_whose_sibling_has_gone_does_not_wait_for_the_limit(cases: dict[str, Any]) -> None:

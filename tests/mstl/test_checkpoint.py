@@ -16,6 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from mstl import saving
 from mstl.checkpoint import newest_checkpoint
+from mstl.failures import EveryRankError
 from mstl.saving import Saver
 from mstl.weights import load_weights
 from shards.errors import MstlError
@@ -96,10 +97,22 @@ def test_one_that_was_damaged_is_written_again(tmp_path: Path) -> None:
 
 
 def test_when_all_are_damaged_nobody_starts_over_silently(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    (tmp_path / "checkpoints/step-1/complete.json").write_text("[]")
-    with pytest.raises(MstlError, match="none is whole"):
+    for step in (1, 20):
+        save(tmp_path, step)
+        (tmp_path / f"checkpoints/step-{step}/complete.json").write_text("[]")
+    with pytest.raises(EveryRankError, match=r"none is whole \(files of step-20, step-1 are missing or changed\)"):
         newest_checkpoint(tmp_path / "checkpoints")
+
+
+def test_all_damaged_ones_on_the_way_to_a_whole_one_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    for step in (2, 3):
+        (root / f"step-{step}/shared.pt").unlink()
+    newest, damaged = newest_checkpoint(root)
+    assert newest is not None and newest.step == 1
+    assert damaged == [root / "step-3", root / "step-2"]
 
 
 def test_one_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -108,7 +121,7 @@ def test_one_of_another_version_is_refused(tmp_path: Path) -> None:
     body = json.loads(seal.read_text())
     del body["version"]
     seal.write_text(json.dumps(body))
-    with pytest.raises(MstlError, match=r"version 1, this program reads 2.*name another --out"):
+    with pytest.raises(EveryRankError, match=r"version 1, this program reads 2.*name another --out"):
         newest_checkpoint(tmp_path / "checkpoints")
 
 

@@ -25,8 +25,13 @@ REPO = Path(__file__).parents[2]
         (247, {0: 4}, True, False, "a rank was ended by SIGKILL"),  # -9, as the launcher passes it on
         (245, {}, True, False, "a rank was ended by SIGSEGV"),
         (4, {0: 4, 1: 4}, True, False, "a rank was lost"),
-        (3, {0: 4, 1: 3}, True, False, "rank 1 crashed"),
-        (4, {0: 4, 1: 3}, True, False, "rank 1 crashed"),  # whichever it noticed first
+        (137, {0: 4}, True, False, "a rank was ended by SIGKILL"),  # as a shell in between says it
+        (247, {0: 3}, True, False, "a rank was ended by SIGKILL"),  # which took rank 0 down in its own way
+        (-11, {}, True, False, "the launcher was ended by SIGSEGV"),
+        (3, {0: 4, 1: 3}, False, False, "rank 1 crashed"),
+        (4, {0: 4, 1: 3}, False, False, "rank 1 crashed"),  # whichever it noticed first
+        (3, {}, False, False, "a rank crashed"),
+        (5, {}, False, False, "the launcher's exit code is 5"),
         (4, {0: 4, 1: 1}, False, False, "a rank was lost"),  # rank 1 has said what is wrong
         (1, {0: 1, 1: 1}, False, False, "the launcher's exit code is 1"),
         (2, {0: 2}, False, False, "the launcher's exit code is 2"),
@@ -41,7 +46,7 @@ REPO = Path(__file__).parents[2]
 def test_how_a_job_ended(code: int, exits: dict[int, int], transient: bool, stopped: bool, cause: str) -> None:
     ended = Ended(code, exits)
     assert (ended.transient, ended.stopped) == (transient, stopped)
-    if transient:
+    if transient or ended.crashed:
         assert ended.cause == cause
 
 

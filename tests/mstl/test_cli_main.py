@@ -1,10 +1,13 @@
 """The command's outside: help without heavy imports, exit codes, one line for an expected failure."""
 
+import base64
+import json
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
+from torch.distributed import DistStoreError
 
 from mstl.cli import main as cli
 from mstl.cli.train import launcher_command
@@ -42,6 +45,14 @@ def test_every_command_has_help_that_teaches(name: str) -> None:
         (KeyboardInterrupt(), 130, ""),
         (OSError(28, "No space left on device", "/x/y"), 1, "Error: /x/y: No space left on device."),
         (RuntimeError("gloo: Connection closed by peer [::1]"), 4, "Error: another rank has ended"),
+        (
+            RuntimeError(
+                "[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:4242. Check the logs."
+            ),
+            4,
+            "Error: another rank has ended or does not answer (Connection closed by peer [10.0.0.2]:4242); its own",
+        ),
+        (DistStoreError("wait timeout after 1000ms"), 4, "does not answer (wait timeout after 1000ms)"),
         (RuntimeError("something else"), 3, "Traceback"),
         (ZeroDivisionError("a bug"), 3, "ZeroDivisionError: a bug"),
     ],
@@ -80,22 +91,23 @@ def test_options_reach_the_training_script_unchanged() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "ranks", "expected"),
-    [
-        (None, 2, ["--num_gpus", "2"]),
-        ("", 1, ["--num_gpus", "1"]),
-        ("2,3,5", None, ["--include", "localhost:2,3,5"]),
-        ("2,3,5", 2, ["--include", "localhost:2,3"]),
-    ],
+    [(None, 2, [0, 1]), ("", 1, [0]), ("-1", 3, [0, 1, 2]), ("2,3,5", None, [2, 3, 5]), ("2,3,5", 2, [2, 3])],
 )
 def test_the_launcher_gets_the_visible_gpus(
-    visible: str | None, ranks: int | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    visible: str | None, ranks: int | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from deepspeed.launcher.launch import parse_args
+
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    words = launcher_command({}, ranks)
-    assert words[words.index(expected[0]) + 1] == expected[1]
+    words = launcher_command({"stage": "stl_n"}, ranks)
+    monkeypatch.setattr(sys, "argv", words[words.index("deepspeed.launcher.launch") :])
+    parsed = parse_args()
+    assert json.loads(base64.urlsafe_b64decode(parsed.world_info)) == {"localhost": expected}
+    assert (parsed.no_local_rank, parsed.log_level, parsed.master_addr) == (True, "critical", "127.0.0.1")
+    assert parsed.training_script.endswith("launch/train.py") and parsed.training_script_args == ["--stage", "stl_n"]
 
 
 @pytest.mark.parametrize(("visible", "ranks"), [("GPU-8a1b", None), ("0", 2)])

@@ -1,11 +1,11 @@
-"""The fingerprint that ranks compare: against integer arithmetic, and what it notices."""
+"""The fingerprint that ranks compare, and the routes of an exchange: against integer arithmetic and sorting by hand."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from mstl import distributed
-from mstl.distributed import check_equal_on_ranks, fingerprint
+from mstl.distributed import check_equal_on_ranks, exchange, fingerprint, routes
 
 
 def slow_fingerprint(tensor: Tensor) -> int:
@@ -53,3 +53,24 @@ def test_fingerprint_notices_every_changed_bit_the_order_and_the_sign_of_zero() 
 
 def test_alone_there_is_nothing_to_compare() -> None:
     check_equal_on_ranks("queue of keys", [torch.tensor(float("nan"))])
+
+
+@pytest.mark.parametrize(("ranks", "rows"), [(2, 1), (2, 4), (3, 5), (5, 3), (8, 32)])
+def test_routes_bring_every_rank_its_part_of_the_order_and_nothing_else(ranks: int, rows: int) -> None:
+    """Mail sorted by hand between as many ranks as there are routes."""
+    torch.manual_seed(rows)
+    for order in (torch.randperm(ranks * rows), torch.arange(ranks * rows), torch.arange(ranks * rows).flip(0)):
+        found = [routes(order, ranks, rank) for rank in range(ranks)]
+        everything = torch.arange(ranks * rows).view(ranks, rows)
+        mail = [everything[rank][route.rows].split(route.given) for rank, route in enumerate(found)]
+        for taker, route in enumerate(found):
+            parcels = [mail[giver][taker] for giver in range(ranks)]
+            assert [len(parcel) for parcel in parcels] == route.taken
+            assert torch.equal(torch.cat(parcels)[route.places], order[taker * rows : (taker + 1) * rows])
+
+
+def test_alone_an_exchange_is_the_order() -> None:
+    tensor = torch.randn(4, 3, requires_grad=True)
+    found = exchange(tensor, torch.tensor([2, 0, 3, 1]))
+    assert torch.equal(found, tensor[[2, 0, 3, 1]])
+    assert not found.requires_grad

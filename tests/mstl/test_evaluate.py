@@ -1,11 +1,11 @@
-"""Evaluation of runs: predictions from a loader, the files written, and what is refused."""
+"""Evaluation of runs: the files written, where the operating point comes from, and what is refused."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +14,17 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from tiny_runs import CT_CLASSES, SIDE, make_run, make_shards
-from torch import multiprocessing, nn
 
 from mstl.cli.evaluate import command
-from mstl.evaluation.evaluate import (
-    Predictions,
-    evaluate_run,
-    gather_predictions,
-    positive_class,
-    predict,
-    predictions_csv,
-)
+from mstl.evaluation import evaluate as evaluate_module
+from mstl.evaluation.evaluate import evaluate_run
 from mstl.evaluation.explain import explain_run
+from mstl.evaluation.operating import read_operating
+from mstl.evaluation.predictions import Table, read_table
+from mstl.evaluation.subject import Subject
 from mstl.runs import load_classifier, open_run
-from pipelines.batch import Batch
 from shards.errors import MstlError
+from shards.progress import Progress
 from shards.read import read_image, read_records
 from shards.schema import Manifest, load_manifest
 
@@ -41,80 +37,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures: they take most of an evaluation's time."""
+    monkeypatch.setattr("mstl.evaluation.plots.draw", lambda *_: {})
+
+
+@pytest.fixture
 def manifest(shards: Path) -> Manifest:
     return load_manifest(shards)
-
-
-class Logits(nn.Module):
-    """Logits that depend on the image alone, through a dropout that would disturb them in training mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0.9)
-        self.frozen = nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        value = self.dropout(x[:, 0, 0, 0])
-        return torch.stack([torch.zeros_like(value), value], 1)
-
-
-class Batches:
-    """A loader of given (sample id, label, value) triples, two at a time."""
-
-    def __init__(self, samples: list[tuple[int, int, float]]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return (len(self.samples) + 1) // 2
-
-    def __iter__(self) -> Iterator[Batch]:
-        for i in range(0, len(self.samples), 2):
-            ids, labels, values = zip(*self.samples[i : i + 2], strict=True)
-            x = torch.tensor(values, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 4, 4)
-            yield Batch(views={"x": x}, labels=torch.tensor(labels), sample_ids=torch.tensor(ids))
-
-
-def test_predict_sorts_counts_repeats_once_and_restores_the_mode() -> None:
-    model = Logits().train()
-    model.frozen.eval()
-    found = predict(model, Batches([(7, 1, 2.0), (3, 0, -1.0), (5, 1, 0.0), (7, 1, 2.0)]), "cpu")
-    assert model.training and model.dropout.training and not model.frozen.training
-    assert found.sample_ids.tolist() == [3, 5, 7]
-    assert found.labels.tolist() == [0, 1, 1]
-    expected = 1 / (1 + np.exp(-np.array([-1.0, 0.0, 2.0])))
-    np.testing.assert_allclose(found.probabilities[:, 1], expected, rtol=1e-6)
-    np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-6)
-    assert found.probabilities.dtype == np.float32
-
-
-def test_the_positive_class_is_the_covid_one_else_the_last() -> None:
-    assert positive_class(("NonCOVID", "COVID")) == 1
-    assert positive_class(("COVID-19", "normal")) == 0
-    assert positive_class(("ill", "well")) == 1
-    assert positive_class(("normal", "pneumonia", "COVID-19")) is None
-
-
-def test_without_a_process_group_gathering_changes_nothing() -> None:
-    mine = Predictions(sample_ids=np.array([1]), labels=np.array([0]), probabilities=np.array([[1, 0]], np.float32))
-    assert gather_predictions(mine) is mine
-
-
-def _gather_on(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    ids = np.array([[2, 4], [0, 2, 3]][rank], dtype=object).astype(np.int64)
-    both = np.stack([1 - ids / 10, ids / 10], 1).astype(np.float32)
-    found = gather_predictions(Predictions(sample_ids=ids, labels=ids % 2, probabilities=both))
-    np.savez(f"{folder}/rank{rank}.npz", ids=found.sample_ids, labels=found.labels, p=found.probabilities)
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_end_with_the_same_whole(tmp_path: Path) -> None:
-    multiprocessing.spawn(_gather_on, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        found = np.load(tmp_path / f"rank{rank}.npz")
-        assert found["ids"].tolist() == [0, 2, 3, 4]
-        assert found["labels"].tolist() == [0, 0, 1, 0]
-        np.testing.assert_allclose(found["p"][:, 1], [0, 0.2, 0.3, 0.4], rtol=1e-6)
 
 
 def test_evaluating_a_run_writes_what_its_network_says(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
@@ -126,7 +56,14 @@ def test_evaluating_a_run_writes_what_its_network_says(tmp_path: Path, shards: P
     assert body["classes"] == list(CT_CLASSES)
     assert body["shards"]["digest"] == manifest.digest() and body["shards"]["same_as_run"] is True
     assert torch.__version__.startswith(body["software"]["torch"].split("+")[0])
-    assert list(body["metrics"]) == ["accuracy", "f1", "auc", "sensitivity", "specificity"]
+    assert list(body["metrics"])[:5] == ["accuracy", "f1", "auc", "sensitivity", "specificity"]
+    for name, span in body["intervals"].items():
+        if span["low"] is not None:
+            assert span["low"] <= body["metrics"][name] <= span["high"], name
+    assert body["intervals"].keys() == body["metrics"].keys() and body["intervals"]["accuracy"]["low"] is not None
+    drawn = body["bootstrap"]  # of each class, images 1 and 3 have no patient
+    assert (drawn["unit"], drawn["clusters"], drawn["images_without_patient"]) == ("image", 10, 4)
+    assert drawn["resamples"] == 2000
 
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     assert list(rows[0]) == ["sample_id", "key", "patient", "label", "probability"]
@@ -142,9 +79,12 @@ def test_evaluating_a_run_writes_what_its_network_says(tmp_path: Path, shards: P
         assert float(row["probability"]) == pytest.approx(expected, abs=2e-2)
     right = [(float(row["probability"]) > 0.5) == (row["label"] == "1") for row in rows]
     assert body["metrics"]["accuracy"] == pytest.approx(np.mean(right))
-    for name in ("roc.png", "confusion.png"):
+    assert np.trace(body["confusion"]) == sum(right)
+    figures = {"roc.png", "pr.png", "reliability.png", "confusion.png"}
+    for name in figures:
         assert min(Image.open(out / name).size) > 300
-    assert {p.name for p in out.iterdir()} == {"metrics.json", "predictions.csv", "roc.png", "confusion.png"}
+    for folder in (out, run / "evaluation" / "val"):
+        assert {p.name for p in folder.iterdir()} == {"metrics.json", "predictions.csv", *figures}
 
 
 def reference_input(shards: Path, sample_id: int) -> torch.Tensor:
@@ -160,30 +100,117 @@ def reference_input(shards: Path, sample_id: int) -> torch.Tensor:
     return torch.from_numpy(pixels).float().permute(2, 0, 1)[None]
 
 
-def test_more_classes_get_a_probability_each_and_no_roc(tmp_path: Path) -> None:
+def test_more_classes_get_a_probability_each_and_a_curve_each(tmp_path: Path) -> None:
     manifest = make_shards(tmp_path / "shards", classes=("a", "b", "c"), per_class=2)
     run = make_run(tmp_path / "run", tmp_path / "shards", manifest, stage="stl_m")
-    body = evaluate_run(run, split="val")
-    assert body["positive"] is None
-    assert list(body["metrics"]) == ["accuracy", "macro_f1", "macro_auc"]
+    body = evaluate_run(run, split="val", resamples=100)
+    assert body["positive"] is None and body["operating"]["threshold"] is None
+    assert list(body["metrics"])[:3] == ["accuracy", "macro_f1", "macro_auc"]
     out = run / "evaluation" / "val"
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     assert [name for name in rows[0] if name.startswith("probability")] == [f"probability_{c}" for c in range(3)]
     for row in rows:
         assert sum(float(row[f"probability_{c}"]) for c in range(3)) == pytest.approx(1)
-    assert not (out / "roc.png").exists()
-    assert (out / "confusion.png").exists()
+    assert [(row["class"], row["n"]) for row in body["per_class"]] == [("a", 2), ("b", 2), ("c", 2)]
+    aucs = [row["metrics"]["auc"] for row in body["per_class"]]
+    assert np.mean(aucs) == pytest.approx(body["metrics"]["macro_auc"], abs=1e-6)
+    for name in ("roc.png", "pr.png", "reliability.png", "confusion.png"):
+        assert (out / name).exists()
+    with pytest.raises(MstlError, match="one is positive only among two"):
+        evaluate_run(run, split="val", positive="a")
 
 
-def test_the_probability_written_is_that_of_the_positive_class(shards: Path) -> None:
-    record = read_records(shards, "test")[0]
-    one = Predictions(
-        sample_ids=np.array([record.sample_id]),
-        labels=np.array([record.label]),
-        probabilities=np.array([[0.25, 0.75]], np.float32),
-    )
-    assert predictions_csv(one, shards, "test", 0).splitlines()[1].endswith(",0.25")
-    assert predictions_csv(one, shards, "test", 1).splitlines()[1].endswith(",0.75")
+@pytest.mark.usefixtures("undrawn")
+def test_the_operating_point_is_chosen_on_val_and_applied_to_test(
+    tmp_path: Path, shards: Path, manifest: Manifest
+) -> None:
+    run = make_run(tmp_path / "run", shards, manifest)
+    body = evaluate_run(run, split="test", resamples=100)
+    chosen = read_operating(run)
+    assert chosen is not None and (chosen.origin, chosen.split, chosen.n) == ("val", "val", 10)
+    val = read_table(run / "evaluation/val/predictions.csv", classes=2, positive=1)
+    test = read_table(run / "evaluation/test/predictions.csv", classes=2, positive=1)
+    yes = {
+        name: table.predictions.probabilities[:, 1].astype(float) >= chosen.threshold
+        for name, table in (("val", val), ("test", test))
+    }
+    assert chosen.sensitivity == pytest.approx(yes["val"][val.predictions.labels == 1].mean())
+    everywhere = np.unique(np.append(0, val.predictions.probabilities[:, 1]))
+    gains = []
+    for threshold in everywhere:
+        said = val.predictions.probabilities[:, 1] >= threshold
+        gains.append(said[val.predictions.labels == 1].mean() + (~said[val.predictions.labels == 0]).mean())
+    assert chosen.sensitivity + chosen.specificity == pytest.approx(max(gains))
+    operating = body["operating"]
+    assert (operating["threshold"], operating["rule"], operating["same_images"]) == (chosen.threshold, "youden", False)
+    assert operating["metrics"]["accuracy"] == pytest.approx((yes["test"] == test.predictions.labels).mean())
+    assert operating["confusion"][1] == [int(5 - yes["test"][test.predictions.labels == 1].sum()),
+                                         int(yes["test"][test.predictions.labels == 1].sum())]  # fmt: skip
+    assert evaluate_run(run, split="val", resamples=100)["operating"]["same_images"] is True
+    # A threshold of one's own, and the other class as the positive one.
+    body = evaluate_run(run, split="test", resamples=100, operating="0.9", positive="NonCOVID")
+    assert (body["operating"]["threshold"], body["operating"]["origin"], body["positive"]) == (0.9, "given", "NonCOVID")
+    mirrored = read_table(run / "evaluation/test/predictions.csv", classes=2, positive=0)
+    np.testing.assert_allclose(mirrored.predictions.probabilities, test.predictions.probabilities, atol=1e-6)
+    with pytest.raises(MstlError, match="no such class"):
+        evaluate_run(run, split="test", positive="covid")
+    with pytest.raises(MstlError, match="is no rule"):
+        evaluate_run(run, split="test", operating="best")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_val_is_evaluated_again_only_for_other_weights(
+    tmp_path: Path, shards: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", shards, manifest)
+    evaluate_run(run, split="val", resamples=100)
+    seen: list[str] = []
+    first = evaluate_module._predicted
+
+    def counting(subject: Subject, batch: int, progress: Progress) -> Table:
+        seen.append(subject.split)
+        return first(subject, batch, progress)
+
+    monkeypatch.setattr("mstl.evaluation.evaluate._predicted", counting)
+    before = evaluate_run(run, split="test", resamples=100)
+    assert seen == ["test"]
+    record = run / "evaluation/val/metrics.json"
+    record.write_text(record.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    assert evaluate_run(run, split="test", resamples=100)["operating"] == before["operating"]
+    assert seen == ["test", "test", "val"]
+    (run / "evaluation/val/predictions.csv").write_text("damaged")
+    assert evaluate_run(run, split="test", resamples=100)["operating"] == before["operating"]
+    assert seen[3:] == ["test", "val"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_val_the_threshold_is_one_half_and_it_says_so(tmp_path: Path) -> None:
+    whole = make_shards(tmp_path / "one", without=("val", 1), per_class=2)
+    run = make_run(tmp_path / "run", tmp_path / "one", whole)
+    body = evaluate_run(run, split="test", resamples=100)
+    assert (body["operating"]["threshold"], body["operating"]["origin"]) == (0.5, "default")
+    assert body["operating"]["why"] == "the val split holds one class only"
+    assert "one class only" in body["calibration"]["why"]
+    # The run's own set is gone; another one is named.
+    shutil.rmtree(tmp_path / "one")
+    make_shards(tmp_path / "two", per_class=2, seed=1)
+    body = evaluate_run(run, split="val", shards=tmp_path / "two", resamples=100)
+    operating = body["operating"]
+    assert (operating["threshold"], operating["split"], operating["n"]) == (0.5, None, 0)
+    assert str(tmp_path / "one") in operating["why"] and not operating["same_images"]
+    assert read_operating(run).why == operating["why"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_another_sets_val_is_neither_used_nor_replaced(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
+    run = make_run(tmp_path / "run", shards, manifest)
+    mine = evaluate_run(run, split="test", resamples=100)["operating"]
+    other = make_shards(tmp_path / "other", per_class=3, seed=1)
+    body = evaluate_run(run, split="val", shards=tmp_path / "other", resamples=100)
+    assert body["operating"]["threshold"] == mine["threshold"] and not body["operating"]["same_images"]
+    assert evaluate_run(run, split="test", resamples=100)["operating"] == mine
+    kept = json.loads((run / "evaluation/val/metrics.json").read_text())
+    assert kept["shards"]["digest"] == other.digest()
 
 
 def test_other_classes_are_refused(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
@@ -194,6 +221,7 @@ def test_other_classes_are_refused(tmp_path: Path, shards: Path, manifest: Manif
     assert not (run / "evaluation").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_changed_shard_set_must_be_named_and_is_recorded(tmp_path: Path, manifest: Manifest) -> None:
     changed = make_shards(tmp_path / "shards", per_class=2, seed=1)
     run = make_run(tmp_path / "run", tmp_path / "shards", manifest)
@@ -204,6 +232,7 @@ def test_a_changed_shard_set_must_be_named_and_is_recorded(tmp_path: Path, manif
     assert body["shards"]["digest"] == changed.digest() != manifest.digest()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("suffix", ["tar", "idx"])
 def test_a_flipped_byte_is_never_vouched_for(tmp_path: Path, shards: Path, manifest: Manifest, suffix: str) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
@@ -218,9 +247,21 @@ def test_a_flipped_byte_is_never_vouched_for(tmp_path: Path, shards: Path, manif
         with pytest.raises(MstlError, match=rf"{shard.name}"):
             explain_run(run, split="test", count=1, out=tmp_path / "grid.png", shards=given)
     assert not (run / "evaluation").exists() and not (tmp_path / "grid.png").exists()
-    assert evaluate_run(run, split="val")["n"] == 10
+    assert evaluate_run(run, split="val", resamples=100)["n"] == 10
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_val_split_is_not_taken_for_a_missing_one(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    run = make_run(tmp_path / "run", copy, manifest)
+    shard = copy / manifest.shards("val")[0].path
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(MstlError, match=rf"val/{shard.name}"):
+        evaluate_run(run, split="test")
+    assert not (run / "evaluation" / "test").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_run_is_said_to_be(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
     run = make_run(tmp_path / "run", shards, manifest, changes={"status": "interrupted"})
     assert evaluate_run(run, split="test")["n"] == 10  # its weights are there: only its record came too late
@@ -259,29 +300,39 @@ def test_a_split_or_a_classifier_that_is_not_there_is_refused(tmp_path: Path, sh
         evaluate_run(ssl, split="test")
 
 
-def test_an_old_roc_does_not_outlive_an_evaluation_without_one(
-    tmp_path: Path, shards: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(tmp_path / "run", shards, manifest)
+def test_a_split_of_one_class_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
+    manifest = make_shards(tmp_path / "one", without=("test", 0), per_class=3)
+    run = make_run(tmp_path / "run", tmp_path / "one", manifest)
     out = run / "evaluation" / "test"
     out.mkdir(parents=True)
-    (out / "roc.png").write_bytes(b"old")
-    found = Predictions(
-        sample_ids=np.array([r.sample_id for r in read_records(shards, "test") if r.label == 1]),
-        labels=np.ones(5, dtype=np.int64),
-        probabilities=np.full((5, 2), 0.5, np.float32),
-    )
-    monkeypatch.setattr("mstl.evaluation.evaluate.predict", lambda *_, **__: found)
-    body = evaluate_run(run, split="test")
-    assert body["metrics"]["auc"] is None and body["metrics"]["specificity"] is None
-    assert not (out / "roc.png").exists()
+    for name in ("roc.png", "pr.png"):
+        (out / name).write_bytes(b"of an earlier evaluation")
+    result = CliRunner().invoke(command, [str(run), "--resamples", "100"], catch_exceptions=False)
+    body = json.loads((out / "metrics.json").read_text())
+    assert body["n"] == 3
+    for name in ("auc", "specificity", "balanced_accuracy"):
+        assert body["metrics"][name] is None and f"{name}" in result.output
+        assert body["intervals"][name] == {"low": None, "high": None, "undefined": 100}
+    assert body["metrics"]["sensitivity"] == body["metrics"]["accuracy"]
+    assert body["bootstrap"]["resamples_without_a_class"] == 0  # it never had the other
+    assert body["operating"]["origin"] == "val" and body["operating"]["metrics"]["specificity"] is None
+    assert "undefined" in result.output and "So few images: the true intervals are wider" in result.output
+    assert re.search(r"No interval for auc, specificity, .*more than 5 % of the resamples", result.output)
+    assert not (out / "roc.png").exists() and not (out / "pr.png").exists()
+    assert (out / "reliability.png").exists()
 
 
 def test_the_command_prints_the_metrics(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
     pytest.importorskip("mstl.cli.progress")
     run = make_run(tmp_path / "run", shards, manifest)
-    result = CliRunner().invoke(command, [str(run), "--split", "val", "--batch", "3"], catch_exceptions=False)
+    words = [str(run), "--split", "val", "--batch", "3", "--resamples", "200", "--seed", "5"]
+    result = CliRunner().invoke(command, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     body = json.loads((run / "evaluation" / "val" / "metrics.json").read_text())
     assert "positive class: COVID" in result.output
-    assert f"{100 * body['metrics']['accuracy']:.1f}" in result.output
+    span = body["intervals"]["accuracy"]
+    assert f"{body['metrics']['accuracy']:.3f} │ {span['low']:.3f} to {span['high']:.3f}" in result.output
+    assert (body["bootstrap"]["resamples"], body["bootstrap"]["seed"]) == (200, 5)
+    assert "bootstrap of 10 images, 200 resamples (the patients of 4 are not known" in result.output
+    assert f"Operating point {body['operating']['threshold']:.3f}: youden on 10 val images" in result.output
+    assert "was chosen on these very images" in result.output

@@ -14,6 +14,7 @@ import torch
 from mstl.job import Job, Request, check_world, plan_job, record
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
+from mstl.recipes.records import RECIPE_SCHEMA
 from mstl.runs import write_record
 from mstl.weights import save_weights
 from shards.errors import MstlError
@@ -273,8 +274,10 @@ def test_resume_must_never_starts_afresh(place: Path) -> None:
         plan_job(request)
     job = plan_job(replace(request, resume="auto"))
     write_record(job.out, {**record(job, world_size=1, device="CPU", carry=None), "status": "running"})
-    with pytest.raises(MstlError, match="no whole checkpoint"):
+    with pytest.raises(MstlError, match="it holds no checkpoint"):
         plan_job(request)
+    (job.out / "checkpoints" / "step-3").mkdir(parents=True)
+    assert plan_job(request).continues
 
 
 def test_the_record_holds_what_was_printed_resolved_and_used(place: Path) -> None:
@@ -319,6 +322,68 @@ def test_a_run_from_before_there_were_methods_is_the_papers_own(place: Path) -> 
     write_record(out, body)
     assert plan_job(request).finished
     assert plan_job(replace(request, ssl="ours")).finished
+
+
+def recorded_without(out: Path, *fields: str, **changes: Any) -> None:
+    """A run's record as a program wrote it that did not have some of the fields."""
+    body = json.loads((out / "run.json").read_text())
+    del body["recipe_schema"]
+    for field in fields:
+        section, _, own = field.partition(".")
+        del body["recipe"][section][own]
+    write_record(out, {**body, **changes})
+
+
+def test_a_record_names_the_schema_of_its_recipe(place: Path) -> None:
+    job = plan_job(Request(stage="stl_n", model=MODEL))
+    assert record(job, world_size=1, device="CPU", carry=None)["recipe_schema"] == RECIPE_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("absent", "now", "differs"),
+    [
+        (("optim.schedule", "optim.warmup_epochs", "engine.zero", "checkpoint.every_minutes"), (), None),
+        (("engine.accumulate",), ("engine.accumulate=2",), "engine.accumulate is 2 and was 1"),
+        (("optim.schedule",), ("optim.schedule=cosine",), "optim.schedule is 'cosine' and was 'step'"),
+        # Then one statistic for all that a rank has: today's default would not go on as it began.
+        (("loss.bn_group",), (), "loss.bn_group is 32 and was None"),
+        (("loss.bn_group",), ("loss.bn_group=none",), None),
+        (("data.channels",), (), "data.channels is 'auto' and was 'not recorded'"),
+        (("optim.lr",), (), "optim.lr is 0.03 and was 'not recorded'"),  # every program had it: damaged
+    ],
+)
+def test_a_field_that_an_older_program_did_not_have_is_what_that_program_did(
+    place: Path, absent: tuple[str, ...], now: tuple[str, ...], differs: str | None
+) -> None:
+    stage = "finetune" if "engine.accumulate" in absent else "sstl_m"  # contrast takes no part of a batch
+    request = Request(stage=stage, model=MODEL, init_from="none", overrides=now)
+    recorded_without(finish(plan_job(replace(request, overrides=[]))), *absent)
+    if differs is None:
+        assert plan_job(request).finished
+        return
+    with pytest.raises(MstlError, match="another run") as caught:
+        plan_job(request)
+    assert differs in caught.value.why
+
+
+def test_a_record_of_today_that_lacks_a_field_is_not_taken_for_an_old_one(place: Path) -> None:
+    request = Request(stage="sstl_m", model=MODEL, init_from="none")
+    out = finish(plan_job(request))
+    recorded_without(out, "optim.schedule", recipe_schema=RECIPE_SCHEMA)
+    with pytest.raises(MstlError, match=r"optim\.schedule is 'step' and was 'not recorded'"):
+        plan_job(request)
+    recorded_without(finish(plan_job(replace(request, out=Path("runs/new")))), recipe_schema=RECIPE_SCHEMA + 1)
+    with pytest.raises(MstlError, match="a newer MSTL trains there"):
+        plan_job(replace(request, out=Path("runs/new")))
+
+
+def test_how_the_rate_was_found_may_change_and_the_rate_may_not(place: Path) -> None:
+    request = Request(stage="finetune", model=MODEL, init_from="none", overrides=["data.batch_size=64"])
+    finish(plan_job(request))
+    same = ["data.batch_size=64", "optim.scale_lr=false", "optim.lr=0.0075"]
+    assert plan_job(replace(request, overrides=same)).finished
+    with pytest.raises(MstlError, match=r"optim\.lr is 0\.03 and was 0\.0075"):
+        plan_job(replace(request, overrides=["data.batch_size=64", "optim.scale_lr=false"]))
 
 
 def test_methods_see_their_own_views(place: Path) -> None:

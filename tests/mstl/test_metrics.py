@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sk
 
-from mstl.evaluation.metrics import as_json, classification_metrics, confusion_counts, roc_curve
+from mstl.evaluation.metrics import (
+    as_json,
+    classification_metrics,
+    confusion_counts,
+    evaluation_metrics,
+    pr_curve,
+    roc_curve,
+)
 
 
 def two_columns(positive_scores: list[float], positive: int = 1) -> np.ndarray:
@@ -113,6 +121,55 @@ def test_a_class_that_never_occurs_leaves_macro_auc_undefined() -> None:
     assert math.isnan(metrics["macro_auc"])
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert "top5_accuracy" not in metrics
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60))
+def test_an_evaluation_has_scikit_learns_values(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.random(n).astype(np.float32)
+    labels = np.append([0, 1], rng.integers(0, 2, n - 2))
+    found = evaluation_metrics(two_columns(scores.tolist()).astype(np.float32), labels, positive=1)
+    guesses = scores > 0.5
+    assert list(found) == [
+        "accuracy", "f1", "auc", "sensitivity", "specificity", "precision", "balanced_accuracy", "average_precision",
+        "brier", "ece",
+    ]  # fmt: skip
+    expected = {
+        "accuracy": sk.accuracy_score(labels, guesses),
+        "f1": sk.f1_score(labels, guesses),
+        "auc": sk.roc_auc_score(labels, scores),
+        "sensitivity": sk.recall_score(labels, guesses),
+        "specificity": sk.recall_score(labels, guesses, pos_label=0),
+        "precision": sk.precision_score(labels, guesses) if guesses.any() else math.nan,
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, guesses),
+        "average_precision": sk.average_precision_score(labels, scores),
+        "brier": sk.brier_score_loss(labels, scores),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=2e-6, nan_ok=True), name
+    x, y = pr_curve(scores, labels == 1)
+    assert float(np.sum(np.diff(x, prepend=0) * y)) == pytest.approx(expected["average_precision"], abs=1e-9)
+
+
+def test_what_one_class_leaves_undefined_in_an_evaluation() -> None:
+    found = as_json(evaluation_metrics(two_columns([0.1, 0.2]), np.array([0, 0]), positive=1))
+    assert found["brier"] == pytest.approx((0.01 + 0.04) / 2) and found["ece"] == pytest.approx(0.15)
+    for name in ("auc", "sensitivity", "precision", "balanced_accuracy", "average_precision"):
+        assert found[name] is None
+    with pytest.raises(ValueError, match="needs positives"):
+        pr_curve(np.array([0.1]), np.array([False]))
+
+
+def test_an_evaluation_of_more_classes_says_more() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = np.arange(40) % 4, rng.dirichlet(np.ones(4), 40)
+    found = evaluation_metrics(probabilities, labels, positive=None)
+    lean = classification_metrics(probabilities, labels, positive=None)
+    assert {name: found[name] for name in lean} == lean
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, probabilities.argmax(1)))
+    more = {"balanced_accuracy", "macro_precision", "macro_specificity", "macro_average_precision", "brier", "ece"}
+    assert set(found) - set(lean) == more
 
 
 def test_confusion_counts_put_the_truth_in_rows() -> None:

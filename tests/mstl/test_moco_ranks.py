@@ -11,8 +11,10 @@ from moco_cases import double_batch, freeze_norms, make_batch, make_model, part_
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from mstl.distributed import average_batchnorm_, gather_cat, mean_over_ranks_, rank, world_size
+from mstl.distributed import average_batchnorm_, exchange, gather_cat, mean_over_ranks_, rank, world_size
+from mstl.ssl import moco
 from mstl.ssl.moco import MomentumContrast
+from pipelines.batch import Batch
 from shards.errors import MstlError
 
 BATCHES = [make_batch([0, 1, 2, 3], seed=11), make_batch([4, 1, 5, 6], seed=12), make_batch([2, 7, 0, 8], seed=13)]
@@ -39,6 +41,7 @@ def two_ranks_worker(index: int, folder: str) -> None:
         still.after_step()
         keys_by_step.append(still.queue.keys[(int(still.queue.cursor) - 4 + torch.arange(4)) % 6])
     found["keys_by_step"] = keys_by_step
+    found["exchanges"] = exchanges(still, halves[0])
     for half in halves:
         train_step(model, half)
     found["state"] = copy.deepcopy(model.state_dict())
@@ -52,6 +55,41 @@ def two_ranks_worker(index: int, folder: str) -> None:
     found["complaints"] = complaints(model, index)
     torch.save(found, Path(folder) / f"rank{index}.pt")
     dist.destroy_process_group()
+
+
+def gathered(images: Tensor, order: Tensor) -> Tensor:
+    """What `exchange` gives, by way of all images of all ranks."""
+    return gather_cat(images)[order[rank() * len(images) : (rank() + 1) * len(images)]]
+
+
+def exchanges(model: MomentumContrast, batch: Batch) -> dict[str, object]:
+    """Whether rows come as from a gathering, and of one training forward: the keys both ways, and what came in."""
+    rows = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(rank())).to(torch.bfloat16)
+    orders = ([0, 1, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2], [5, 0, 3, 1, 4, 2], [2, 1, 4, 5, 3, 0])
+    same = [torch.equal(exchange(rows, order), gathered(rows, order)) for order in map(torch.tensor, orders)]
+    received: list[tuple[str, int]] = []
+    swapped, gather = dist.all_to_all_single, dist.all_gather_into_tensor
+
+    def swap(out: Tensor, into: Tensor, taken: list[int], given: list[int]) -> None:
+        received.append(("images", sum(count for giver, count in enumerate(taken) if giver != rank()) * out[0].nbytes))
+        swapped(out, into, taken, given)
+
+    def spread(out: Tensor, into: Tensor) -> None:
+        received.append(("rows", out.nbytes - into.nbytes))
+        gather(out, into)
+
+    twin = copy.deepcopy(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_to_all_single", swap)
+        patch.setattr(dist, "all_gather_into_tensor", spread)
+        order = model._shuffled(len(batch))
+        model(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moco, "exchange", gathered)
+        twin(batch)
+    assert order is not None and model._pending is not None and twin._pending is not None
+    keys = [one._pending[0] for one in (model, twin)]
+    return {"same": same, "order": order, "received": received, "keys": keys}
 
 
 def complaints(model: MomentumContrast, index: int) -> dict[str, str]:
@@ -193,3 +231,16 @@ def test_every_rank_says_that_queues_have_come_to_differ(two_ranks: list[dict[st
     assert [one["nothing"] for one in said] == ["", ""]
     assert said[0][damaged] == said[1][damaged]
     assert "rank 1 and rank 0 hold different values" in said[0][damaged]
+
+
+def test_images_travel_only_where_they_are_needed(two_ranks: list[dict[str, object]]) -> None:
+    """Shuffled batch norm: what a rank encodes of the other rank's images comes in, and the keys of all."""
+    for index, found in enumerate(two_ranks):
+        seen = found["exchanges"]
+        assert seen["same"] == [True] * 4
+        assert torch.equal(*seen["keys"])  # bit for bit those of gathered images
+        taken = seen["order"][2 * index : 2 * index + 2]
+        foreign = int((taken // 2 != index).sum())
+        key, sample_id = 16 * 4, 8  # bytes
+        assert seen["received"] == [("images", foreign * 3 * 32 * 32 * 4), ("rows", 2 * key), ("rows", 2 * sample_id)]
+    assert torch.equal(two_ranks[0]["exchanges"]["order"], two_ranks[1]["exchanges"]["order"])

@@ -1,5 +1,6 @@
 """Recipes: the paper's numbers, overrides, and the errors of a wrong one."""
 
+import re
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,6 +20,9 @@ from mstl.recipes import (
     recipe_name,
     settle_recipe,
 )
+from mstl.recipes.build import fields_of
+from mstl.recipes.describe import describe_field
+from mstl.recipes.records import ABSENT, AMBIGUOUS
 from mstl.recipes.rules import IDLE
 from mstl.recipes.sources import EXCEPTIONS, INPUTS, described
 from mstl.recipes.table import input_rows, recipe_rows
@@ -148,10 +152,6 @@ def test_a_file_overrides_and_the_command_line_overrides_the_file(tmp_path: Path
 @pytest.mark.parametrize(
     ("stage", "override", "says"),
     [
-        ("stl_n", "optim.learning_rate=1", "no such field"),
-        ("stl_n", "data.batch_sise=1", "data.batch_size is meant, perhaps"),
-        ("stl_n", "loss.temperature=1", "no such field"),  # cross entropy has none
-        ("stl_n", "optim.lr", "section.field=value"),
         ("stl_n", "optim.lr=-1", "greater than 0"),
         ("stl_n", "optim.epochs=many", "valid integer"),
         ("sstl_m", "loss.region=sometimes", "'normalised', 'literal' or 'off'"),
@@ -164,17 +164,79 @@ def test_a_file_overrides_and_the_command_line_overrides_the_file(tmp_path: Path
         ("stl_n", "engine.accumulate=0", "greater than or equal to 1"),
         ("stl_n", "precision.autocast=fp8", "'auto', 'off', 'bf16' or 'fp16'"),
         ("stl_n", "checkpoint.every_minutes=0", "greater than 0"),
-        # fields that nothing would read
-        ("sstl_m", "model.dropout=0.5", "sstl_m has no use for it"),
-        ("finetune", "data.region_flip=true", "finetune has no use for it"),
-        ("stl_m", "data.evaluation=as_printed", "stl_m has no use for it"),
     ],
 )
-def test_a_wrong_override_says_what_is_wrong_and_lists_the_fields(stage: str, override: str, says: str) -> None:
+def test_a_wrong_value_says_what_is_wrong_and_describes_its_field_alone(stage: str, override: str, says: str) -> None:
     with pytest.raises(MstlError) as caught:
         build_recipe(stage, overrides=[override])
+    field = override.partition("=")[0]
     assert says in caught.value.why
-    assert "optim.epochs" in caught.value.remedy
+    assert caught.value.remedy.startswith(f"{field} takes ")
+    assert caught.value.remedy.endswith(described(stage)[field][0])
+    assert "Fields" not in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "words"),
+    [
+        ("stl_n", "optim.lr", "a number above 0; by default 0.1: base learning rate"),
+        ("finetune", "optim.lr", "a number above 0; by default 0.03: base learning rate"),
+        ("stl_n", "optim.gamma", "a number above 0 and at most 1; by default 0.1: factor at each milestone"),
+        (
+            "stl_n",
+            "optim.epochs",
+            "a whole number of 1 or more and at most 1000000; by default 90: passes over the data",
+        ),
+        ("stl_n", "optim.milestones", "a list of whole numbers such as [30, 60]; by default [30, 60]: epochs after"),
+        ("stl_n", "optim.schedule", "step or cosine; by default step: the rate falls"),
+        ("stl_n", "engine.compile", "true or false; by default false: torch.compile"),
+        ("stl_n", "engine.zero", "0 or 1 or 2; by default 0: ZeRO stage"),
+        ("sstl_m", "loss.bn_group", 'a whole number of 2 or more, or "none"; by default 32: images that share'),
+        ("stl_n", "checkpoint.every_minutes", 'a number above 0, or "none"; by default 15: minutes between'),
+    ],
+)
+def test_a_field_in_words(name: str, field: str, words: str) -> None:
+    assert describe_field(name, field).startswith(f"{field} takes {words}")
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_every_field_can_be_told_in_words(name: str) -> None:
+    for field in flatten(RESOLVED[name]):
+        assert not re.search(r"typing|<|class", describe_field(name, field).partition(";")[0]), field
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "nearest"),
+    [
+        ("stl_n", "optim.learning_rate=1", "optim."),
+        ("stl_n", "data.batch_sise=1", "data.batch_size, "),
+        ("stl_n", "lr=1", "optim.lr, "),
+        ("stl_n", "loss.lr=1", "optim.lr, "),
+        ("finetune", "warmup=1", "optim.warmup_epochs, "),
+        ("stl_n", "loss.temperature=1", ""),  # cross entropy has none
+        ("stl_n", "batch_size", "data.batch_size, "),
+    ],
+)
+def test_a_name_that_is_none_lists_the_fields_the_nearest_first(stage: str, override: str, nearest: str) -> None:
+    with pytest.raises(MstlError, match=r"no such field|section\.field=value") as caught:
+        build_recipe(stage, overrides=[override])
+    listed = caught.value.remedy.removeprefix("Fields, the nearest first: ")
+    assert listed.startswith(nearest)
+    assert sorted(listed.split(", ")) == sorted(fields_of(stage))
+
+
+def test_a_field_without_a_value_is_described() -> None:
+    with pytest.raises(MstlError, match=r"section\.field=value\. optim\.lr takes a number above 0"):
+        build_recipe("stl_n", overrides=["optim.lr"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [("sstl_m", "model.dropout=0.5"), ("finetune", "data.region_flip=true"), ("stl_m", "data.evaluation=as_printed")],
+)
+def test_a_field_that_nothing_would_read_is_refused(stage: str, override: str) -> None:
+    with pytest.raises(MstlError, match=f"{stage} has no use for it. Leave it out"):
+        build_recipe(stage, overrides=[override])
 
 
 @pytest.mark.parametrize("text", ["lr = 1", "[optim\n", "[nonsense]\nlr = 1"])
@@ -293,3 +355,19 @@ def test_a_recipe_is_frozen() -> None:
 def test_milestones_rise() -> None:
     with pytest.raises(MstlError, match="do not rise"):
         build_recipe("stl_n", overrides=["optim.milestones=[60, 30]"])
+
+
+# The fields of the first records there are.
+FIRST = {
+    *("data.image_size", "data.batch_size", "data.workers", "data.region_flip", "model.dropout"),
+    *("optim.epochs", "optim.lr", "optim.milestones", "optim.gamma", "optim.momentum", "optim.weight_decay"),
+    *("optim.clip", "loss.temperature", "loss.momentum", "loss.queue_size", "loss.dim", "loss.alpha1", "loss.alpha2"),
+    *("loss.region", "precision.autocast", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.select"),
+}
+
+
+def test_of_every_newer_field_it_is_said_what_was_done_before() -> None:
+    """A field that is added needs its entry in ABSENT (or AMBIGUOUS): else no run begun before can be continued."""
+    today = {field for recipe in RESOLVED.values() for field in flatten(recipe)}
+    assert today == FIRST | set(ABSENT) | AMBIGUOUS
+    assert not FIRST & set(ABSENT) and not AMBIGUOUS & set(ABSENT)

@@ -110,7 +110,8 @@ def test_a_run_is_evaluated_from_the_url_of_its_record(
     assert found["metrics"] == same["metrics"] and found["shards"]["path"] == URL
     predictions = [(run / "evaluation/test/predictions.csv").read_bytes() for run in (local, remote)]
     assert predictions[0] == predictions[1] and len(predictions[0]) > 100
-    assert brought(Path("cache")) == ["test/000000.idx", "test/000000.tar"]
+    wanted = [f"{split}/000000.{suffix}" for split in ("test", "val") for suffix in ("idx", "tar")]
+    assert brought(Path("cache")) == wanted  # the operating point is chosen on val
     # The set at the URL is another one by now.
     make_shards(tmp_path / "changed", seed=5)
     upload(tmp_path / "changed", URL, force=True)

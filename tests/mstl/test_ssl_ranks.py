@@ -16,7 +16,6 @@ from torch.multiprocessing.spawn import spawn
 
 from mstl.distributed import average_batchnorm_
 from mstl.losses import nt_xent_loss
-from mstl.models.batchnorm import JoinedBatchNorm
 from mstl.recipes import build_recipe
 from mstl.ssl.build import build_method
 from mstl.ssl.moco import MomentumContrast
@@ -42,28 +41,6 @@ def embeddings() -> tuple[Tensor, Tensor, Tensor]:
 
 def projected_loss(first: Tensor, second: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return nt_xent_loss(F.normalize(first @ weight, dim=1), F.normalize(second @ weight, dim=1), ids, 0.3)
-
-
-def norm_and_input() -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A norm's state, an input far from zero mean, and a gradient of its output, float64."""
-    generator = torch.Generator().manual_seed(8)
-    state = {name: 0.5 + torch.rand(3, dtype=torch.float64, generator=generator) for name in ("weight", "bias")}
-    x = 100 + torch.randn(4, 3, 2, 5, dtype=torch.float64, generator=generator)
-    return state, x, torch.randn(4, 3, 2, 5, dtype=torch.float64, generator=generator)
-
-
-def joined(part: slice) -> dict[str, Tensor]:
-    state, x, gradient = norm_and_input()
-    norm = JoinedBatchNorm(3, eps=1e-4, momentum=0.3).double()
-    norm.load_state_dict(state, strict=False)
-    own = x[part].contiguous(memory_format=torch.channels_last).requires_grad_()
-    out = norm(own)
-    out.backward(gradient[part])
-    assert own.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    half = JoinedBatchNorm(3, eps=1e-4, momentum=0.3)(x[part].half()).detach()
-    found = {"out": out.detach(), "x": own.grad, "weight": norm.weight.grad, "bias": norm.bias.grad, "half": half}
-    return {**found, **{name: value.clone() for name, value in norm.named_buffers()}}
 
 
 class Batches:
@@ -121,7 +98,7 @@ def two_ranks_worker(index: int, folder: str) -> None:
     weight.requires_grad_()
     loss = projected_loss(first[part], second[part], weight, IDS[part])
     loss.backward()
-    found: dict[str, Any] = {"loss": loss.detach(), "gradient": weight.grad, "joined": joined(part)}
+    found: dict[str, Any] = {"loss": loss.detach(), "gradient": weight.grad}
     simclr = make_simclr().double()
     found["simclr_losses"] = [train_step(simclr, part_of(batch, part.start, part.stop))["loss"] for batch in BATCHES]
     found["simclr_state"] = simclr.state_dict()
@@ -151,27 +128,6 @@ def test_averaged_losses_and_gradients_are_those_of_one_process(two_ranks: list[
     torch.testing.assert_close(mean(two_ranks, "loss"), expected.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(mean(two_ranks, "gradient"), weight.grad, rtol=1e-11, atol=1e-13)
     assert not torch.allclose(two_ranks[0]["gradient"], two_ranks[1]["gradient"])
-
-
-def test_joined_batchnorm_is_torchs_over_all_ranks(two_ranks: list[dict[str, Any]]) -> None:
-    state, x, gradient = norm_and_input()
-    norm = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3).double()
-    norm.load_state_dict(state, strict=False)
-    x.requires_grad_()
-    out = norm(x)
-    out.backward(gradient)
-    ours = [found["joined"] for found in two_ranks]
-    close = {"rtol": 1e-9, "atol": 1e-10}
-    for name, expected in (("out", out.detach()), ("x", x.grad)):
-        torch.testing.assert_close(torch.cat([found[name] for found in ours]), expected, **close)
-    half = nn.BatchNorm2d(3, eps=1e-4)(x.detach().half().float()).detach()
-    torch.testing.assert_close(torch.cat([found["half"] for found in ours]), half.half(), rtol=1e-3, atol=1e-3)
-    for name, parameter in norm.named_parameters():
-        torch.testing.assert_close(ours[0][name] + ours[1][name], parameter.grad, **close)
-    for name in ("running_mean", "running_var"):
-        torch.testing.assert_close(ours[0][name], norm.get_buffer(name), **close)
-        assert torch.equal(ours[0][name], ours[1][name])
-    assert int(ours[0]["num_batches_tracked"]) == 1
 
 
 def test_simclr_on_two_ranks_is_simclr_on_one(two_ranks: list[dict[str, Any]]) -> None:

@@ -111,6 +111,7 @@ class Watch:
     requested: bool = False
     entries: list[Mapping[str, Any]] = field(default_factory=list)
     alerts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def start(self, step: int) -> None: ...
 
@@ -121,7 +122,8 @@ class Watch:
     def validation(self, entry: Mapping[str, Any]) -> None:
         self.entries.append(entry)
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def alert(self, text: str) -> None:
         self.alerts.append(text)
@@ -385,3 +387,15 @@ def test_a_best_of_steps_that_are_done_again_is_forgotten(sample_sets: Path, tmp
     assert second.best_weights is not None and int(second.best_weights["validated"]) == 1
     assert train(second)
     assert second.best == 0.6
+
+
+def test_damaged_checkpoints_are_named_in_one_line_and_passed_over(sample_sets: Path, tmp_path: Path) -> None:
+    fields = ("checkpoint.every_steps=1", "checkpoint.keep=3")
+    assert train(make(sample_sets, tmp_path, [0.5] * 3, Watch(), *fields))
+    root = tmp_path / "checkpoints"
+    for step in (8, 9):
+        (root / f"step-{step}" / "rank-0.pt").write_bytes(b"half")
+    watch = Watch()
+    checkpoint = restore(make(sample_sets, tmp_path, [], watch, *fields))
+    assert checkpoint is not None and checkpoint.step == 7
+    assert watch.notes == [f"passed over, since files are missing or changed: step-9, step-8 in {root}"]

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny_shards import Picture, decode_with_pillow, encode, noise
 
 from pipelines import loader as loader_module
+from pipelines import windows
 from pipelines.batch import Batch
 from pipelines.inputs import build_pipeline
 from pipelines.loader import Loader
@@ -159,7 +160,7 @@ def test_resume_is_bit_exact(
     noise_shards: Path, monkeypatch: pytest.MonkeyPatch, name: str, rank: int, taken: int
 ) -> None:
     """After any number of batches, in a window's middle, at an epoch's end and over a window's end."""
-    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 30)  # windows of 7 steps of 4, an epoch having 3
+    monkeypatch.setattr(windows, "WINDOW_PAIRS", 30)  # windows of 7 steps of 4, an epoch having 3
     options = {"inputs": RECIPES[name](24), "rank": rank, "world": 2, "batch": 8, "epochs": 5}
     state, rest = state_after(load(noise_shards, **options), taken)
     again = load(noise_shards, **options, threads=1)
@@ -208,7 +209,7 @@ def test_augmentation_differs_by_epoch_window_and_seed(noise_shards: Path, monke
         return [next(iter(list(loader))).views["x"] for _ in range(3)]
 
     one_window = first_batches()
-    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 1)
+    monkeypatch.setattr(windows, "WINDOW_PAIRS", 1)
     for views in (one_window, first_batches(), [one_window[0], first_batches(seed=4)[0]]):
         assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
 
@@ -343,7 +344,7 @@ def build_recorded(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) 
 
 def test_the_next_window_is_built_ahead_and_once(noise_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of 3, 3, 3 and 3 steps; the second half of one begins the next, the last has none."""
-    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 24)
+    monkeypatch.setattr(windows, "WINDOW_PAIRS", 24)
     made = build_recorded(monkeypatch)
     loader = load(noise_shards)
     main = threading.current_thread().name
@@ -358,7 +359,7 @@ def test_the_next_window_is_built_ahead_and_once(noise_shards: Path, monkeypatch
 def test_a_window_that_cannot_be_built_ends_it_when_it_is_reached(
     noise_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 24)
+    monkeypatch.setattr(windows, "WINDOW_PAIRS", 24)
     build_recorded(monkeypatch, fail_at=1)
     loader = load(noise_shards)
     seen = []
@@ -370,7 +371,7 @@ def test_a_window_that_cannot_be_built_ends_it_when_it_is_reached(
 
 
 def test_closing_leaves_nothing_under_way(noise_shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 24)
+    monkeypatch.setattr(windows, "WINDOW_PAIRS", 24)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     loader, same = load(noise_shards, supervised_cxr(24)), load(noise_shards, supervised_cxr(24))
     state, _ = state_after(loader, 2)  # in the second half of a window

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_shards import Picture, encode, noise
 
-from pipelines import loader as loader_module
+from pipelines import windows
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 from pipelines.recipe import Inputs, multi_view_ct, supervised_cxr
@@ -156,7 +156,7 @@ def test_a_batch_without_any_readable_image_ends_it(make_shards: Callable[..., P
 def test_resume_is_bit_exact_after_skipping(
     make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
-    monkeypatch.setattr(loader_module, "WINDOW_PAIRS", 50)
+    monkeypatch.setattr(windows, "WINDOW_PAIRS", 50)
     shards = with_bad(make_shards, 2, 11)
     options: dict[str, Any] = {"inputs": supervised_cxr(24), "batch": 6, "max_bad": 0.2}
     loader = load(shards, **options)

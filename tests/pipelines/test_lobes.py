@@ -52,9 +52,11 @@ def as_grey(image: object) -> object:
     return fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
 
 
-def locate(images: list[np.ndarray], rule: lobes.Rule = "inner") -> tuple[np.ndarray, np.ndarray]:
+def locate(
+    images: list[np.ndarray], rule: lobes.Rule = "inner", *, by_nodes: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [N, 4] and fallback [N] of RGB images by the graph."""
-    boxes, fallback = run_graph(lambda x: lobes.locate(as_grey(x), "cpu", rule=rule), images)
+    boxes, fallback = run_graph(lambda x: lobes.locate(as_grey(x), rule=rule, by_nodes=by_nodes), images)
     return np.stack(boxes), np.stack(fallback)[:, 0]
 
 
@@ -63,12 +65,12 @@ def steps(image: object) -> tuple[object, ...]:
     grey = as_grey(image)
     seen = thumbnail.resized(grey, lobes.SIDE)
     small = thumbnail.as_plane(thumbnail.resized(seen, body.SIDE))
-    found = body.find_body(small, "cpu")
+    found = body.find_body(small)
     body_seen = thumbnail.as_plane(lobes.body_image(seen, found.window))
     x = thumbnail.inverted_where(body_seen, found.inverted)
-    lung, _ = lungs.lung_mask(x, found, "cpu")
+    lung, _ = lungs.lung_mask(x, found)
     levels = fn.stack(fn.cast(found.inverted, dtype=types.FLOAT), found.edge_level, found.air_level)
-    return small, found.window, levels, body_seen, lung, *lobes.locate(grey, "cpu")
+    return small, found.window, levels, body_seen, lung, *lobes.locate(grey, by_nodes=True)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -132,6 +134,20 @@ def test_every_step_equals_the_numpy_oracle() -> None:
     assert 2 <= sum(fallbacks) <= len(images) - 15
 
 
+@pytest.mark.parametrize("rule", ["inner", "literal"])
+def test_the_cpu_finds_in_numpy_what_a_gpus_nodes_find(rule: lobes.Rule) -> None:
+    """In batches of more than one part, and of one image."""
+    images = [as_rgb(image) for image in cases()]
+    slices = [ct_phantoms.diaphragm(seed, gas) for seed in range(3) for gas in ct_phantoms.GAS]
+    images += [as_rgb(ct_phantoms.shown(one.hounsfield, "lung")) for one in slices]
+    boxes, fallback = locate(images, rule, by_nodes=True)
+    in_numpy = locate(images, rule)
+    assert np.allclose(in_numpy[0], boxes, atol=1e-6)
+    assert np.array_equal(in_numpy[1], fallback)
+    assert np.array_equal(locate(images[:1], rule)[0], in_numpy[0][:1])
+    assert 0 < fallback.sum() < len(images) / 2
+
+
 def test_lungs_of_phantoms_are_found_at_any_size_and_shape() -> None:
     images, truth = [], []
     for seed, side in enumerate((61, 96, 160, 256, 333, 600, 96, 256)):
@@ -145,7 +161,7 @@ def test_lungs_of_phantoms_are_found_at_any_size_and_shape() -> None:
 
 def test_a_grey_image_is_located_as_its_rgb_copy() -> None:
     images = [phantom(seed, 150)[0] for seed in range(3)]
-    grey, _ = run_graph(lambda x: lobes.locate(x, "cpu"), [image[..., None] for image in images])
+    grey, _ = run_graph(lambda x: lobes.locate(x), [image[..., None] for image in images])
     assert np.array_equal(np.stack(grey), locate([as_rgb(image) for image in images])[0])
 
 
@@ -235,7 +251,7 @@ def test_each_rule_of_a_chest(case: str) -> None:
     assert locate_numpy.doubts(mask > 0, box, end) == broken
 
     def graph(mask: object, box: object, end: object) -> object:
-        return fn.stack(lungs.is_plausible(box, fn.reshape(mask, layout="HW"), end, "cpu"))
+        return fn.stack(lungs.is_plausible(box, fn.reshape(mask, layout="HW"), end))
 
     ((plausible,),) = run_graph(graph, [mask], [box], [np.float32(end)])
     assert bool(plausible[0]) == (not broken)
@@ -337,6 +353,7 @@ def test_lungs_of_real_slices_against_hand_checked_masks() -> None:
     scores = {}
     for name, shown in (("as they are", images), ("inverted", [255 - image for image in images])):
         boxes, fallback = locate(shown)
+        assert np.allclose(locate(shown, by_nodes=True)[0], boxes, atol=1e-6), name
         assert not fallback.any(), name
         scores[name] = [overlap(box, true) for box, true in zip(boxes, truth, strict=True)]
         assert np.median(scores[name]) >= 0.97, name

@@ -1,0 +1,1 @@
+"""Using a trained network: on image files, in other programs, and saying what it is fit for."""
