@@ -111,4 +111,5 @@ def build_pipeline(
         seed=seed,
         enable_checkpointing=True,
         checkpoint=checkpoint,
+        exec_dynamic=True,  # torch may hold a batch as long as it likes: no other executor promises that
     )

@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "Measure a trained run on a split.",
     "compare": "Say by how much one run is better than another.",
     "explain": "Draw Grad-CAM and attention heatmaps, measure them against lung masks.",
+    "predict": "Ask a trained run about image files.",
+    "export": "Write a trained network for other programs: ONNX, TorchScript, safetensors.",
     "leep": "Score how well networks would transfer to a data set.",
     "report": "Write one HTML report of several runs.",
     "bench": "Measure throughput against named peers.",

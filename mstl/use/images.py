@@ -25,9 +25,9 @@ from shards.sources.extras import need_extra
 from shards.sources.listing import file_blob, named_like_image
 from shards.sources.slices import WINDOWS, Window, parse_window
 
-KINDS = {"ct": "a CT slice", "cxr": "a radiograph", "natural": "a natural image"}
-_PATCHES = 64  # an image is looked at as so many squares across and down
-_COLOURED = 32  # between the largest and smallest channel of a square, of 255
+_KINDS = {"ct": "a CT slice", "cxr": "a radiograph", "natural": "a natural image"}
+_PATCHES = 64  # across and down, of which each counts as coloured or grey
+_COLOURED = 32  # difference of the largest and smallest channel of a patch, of 255
 _COLOURED_SHARE = 0.1
 _RENDERED = re.compile(r"window (?:of the file|(?P<window>[^ ]+)), (?P<bits>\d+) bits")
 
@@ -171,43 +171,28 @@ def _text(window: Window | None) -> str:
 def _cautions(data: bytes, checked: Checked, named: Named, network: Network) -> Iterator[str]:
     """Plain rules for images unlike those that a network was trained on (ours); silence is no proof of likeness."""
     if named.kind and network.modality is not None and named.kind != network.modality:
-        yield f"it is {KINDS[named.kind]}, and the network was trained on images of which each is " + (
-            KINDS[network.modality]
-        )
-    if 2 * min(checked.width, checked.height) < network.inputs.resize:
-        yield (
-            f"it has {checked.width} × {checked.height} pixels, and is enlarged more than twice to the "
-            f"{network.inputs.resize} that the network looks at"
-        )
-    patches = _patches(data)
-    if network.inputs.is_grey and (coloured := _coloured(patches)) > _COLOURED_SHARE:
+        yield f"it is {_KINDS[named.kind]}, and the network was trained on {_KINDS[network.modality]} each"
+    side = network.inputs.resize
+    if 2 * min(checked.width, checked.height) < side:
+        yield f"its {checked.width} × {checked.height} pixels are enlarged more than twice, to {side} × {side}"
+    coloured, flat = _looks(data)
+    if network.inputs.is_grey and coloured > _COLOURED_SHARE:
         yield f"{coloured:.0%} of it is in colour, and the network was trained on images taken as grey"
-    if patches.min() == patches.max():
-        yield "it shows nothing: all of it is equally bright"
+    if flat:
+        yield "it shows nothing: all its pixels are equal"
 
 
-def _patches(data: bytes) -> np.ndarray:
-    """An image of any depth as [64, 64, 3] float, each value the mean of a patch."""
+def _looks(data: bytes) -> tuple[float, bool]:
+    """The share of an image's patches that are in colour, and whether all its pixels are equal."""
     with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
         warnings.simplefilter("ignore")  # it was checked
-        image.load()
-        deep = image.mode.startswith("I")
-        plain = image if deep else image.convert("RGB")
-        small = np.asarray(plain.convert("F") if deep else plain, dtype=np.float32)
-    if deep:
-        small = np.repeat(small[:, :, None], 3, axis=2)
-    rows, columns = (np.linspace(0, size, _PATCHES + 1).astype(int) for size in small.shape[:2])
-    # An image smaller than that gives equal edges, at which reduceat takes the pixel that starts there.
-    down = np.add.reduceat(small, np.minimum(rows[:-1], len(small) - 1), axis=0)
-    both = np.add.reduceat(down, np.minimum(columns[:-1], small.shape[1] - 1), axis=1)
-    areas = np.maximum(np.diff(rows), 1)[:, None] * np.maximum(np.diff(columns), 1)
-    means: np.ndarray = both / areas[:, :, None]
-    return means
-
-
-def _coloured(patches: np.ndarray) -> float:
-    """The share of patches whose channels differ."""
-    return float(np.mean(patches.max(2) - patches.min(2) > _COLOURED))
+        if image.mode.startswith("I"):  # 16 bits of grey
+            values = np.asarray(image)
+            return 0.0, bool(values.min() == values.max())
+        plain = image.convert("RGB")
+    flat = all(low == high for low, high in plain.getextrema())  # type: ignore[misc]  # of three channels: pairs
+    patches = np.asarray(plain.resize((_PATCHES, _PATCHES), Image.Resampling.BOX)).astype(int)
+    return float(np.mean(patches.max(2) - patches.min(2) > _COLOURED)), flat
 
 
 def none_left(bad: Sequence[Bad], of: int) -> MstlError:

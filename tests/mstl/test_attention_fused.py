@@ -81,7 +81,7 @@ def test_keeps_its_bounds_at_the_sizes_of_the_networks() -> None:
 
 @pytest.mark.slow
 def test_compiles_for_hopper_and_ampere_within_their_shared_memory() -> None:
-    """No GPU is needed: Triton brings the compiler. The first tile of the table must fit a Hopper, some tile an Ampere."""
+    """No GPU is needed: Triton brings the compiler. The first tile must fit a Hopper, some tile an Ampere."""
     limits = {90: 232_448, 80: 166_912}
     compiled = script("fused_compiled.py")
     fitting = [kernel for kernel in compiled if kernel["shared_bytes"] <= limits[kernel["capability"]]]

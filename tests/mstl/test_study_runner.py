@@ -67,6 +67,9 @@ if end == "crash":
 out.mkdir(parents=True, exist_ok=True)
 (out / "weights.safetensors").write_bytes(b"w")
 (out / "run.json").write_text('{"status": "finished"}')
+if name.startswith("judge"):
+    (out / "evaluation" / "test").mkdir(parents=True)
+    (out / "evaluation" / "test" / "metrics.json").write_text("{}")
 """
 
 
@@ -98,15 +101,18 @@ def prepare(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Writes a study of nodes {name: parent}; `waits` and `ends` tell its programs what to do."""
 
     def make(
-        nodes: dict[str, str], waits: dict[str, str] | None = None, ends: dict[str, str] | None = None
+        nodes: dict[str, str],
+        waits: dict[str, str] | None = None,
+        ends: dict[str, str] | None = None,
+        evaluate: bool = False,
     ) -> StudyPlan:
-        text = HEAD.format(ct=shards)
+        text = ('evaluate = ["test"]\n' if evaluate else "") + HEAD.format(ct=shards)
         for name, parent in nodes.items():
             text += NODE.format(name=name, more=f'from = "{parent}"' if parent else "")
         (tmp_path / "s.toml").write_text(text)
 
         def words(plan: StudyPlan, planned: Planned, step: str, ranks: int) -> list[str]:
-            name = planned.node.spec.name
+            name = planned.node.spec.name if step == "train" else f"judge-{planned.node.spec.name}"
             do = [(waits or {}).get(name, ""), (ends or {}).get(name, "well")]
             return [sys.executable, "-c", PROGRAM, name, str(plan.out / planned.path), *do]
 
@@ -168,6 +174,17 @@ def test_a_failure_blocks_what_stands_on_it_and_nothing_else_and_is_tried_again(
     assert code == 0
     assert states(state) == {"a": "finished", "b": "finished", "c": "finished", "d": "waiting", "e": "waiting"}
     assert order(plan) == ["a", "d", "a", "b", "c"]
+
+
+def test_what_is_trained_and_not_evaluated_is_only_evaluated(prepare: Callable[..., StudyPlan]) -> None:
+    plan = prepare({"a": "", "b": "a"}, ends={"judge-a": "fail"}, evaluate=True)
+    code, state, _ = go(plan)
+    error = state.states["a/resnet14-attn0/s0"].error
+    assert (code, states(state)) == (1, {"a": "failed", "b": "blocked"})
+    assert error is not None
+    assert error.what == "evaluation of a/resnet14-attn0/s0"
+    assert go(prepare({"a": "", "b": "a"}, evaluate=True))[0] == 0
+    assert order(plan) == ["a", "judge-a", "judge-a", "b", "judge-b"]
 
 
 def test_as_many_nodes_run_at_once_as_there_are_slots_each_on_its_own_device(prepare: Callable[..., StudyPlan]) -> None:
