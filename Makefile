@@ -1,6 +1,8 @@
 # Every target sets itself up first. Needs: make, Python >= 3.11 with venv, and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test processes at a time; a file's tests stay together.
+JOBS ?= 2
 STAMP := .venv/.installed
 # One thread a process: the tests start ranks of their own, and more threads than cores is slower.
 export OMP_NUM_THREADS ?= 1
@@ -32,7 +34,7 @@ demo: $(STAMP)
 	@env -u OMP_NUM_THREADS $(BIN)/mstl demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not long"
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not long"
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

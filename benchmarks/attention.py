@@ -61,7 +61,7 @@ def command(
       mstl bench attention --dtype bf16 --dtype fp16         on a GPU
     """
     hush()
-    from benchmarks import attention_cases, attention_chart, attention_show
+    from benchmarks import attention_cases, attention_chart, attention_show, roofline
     from mstl.cli.progress import rich_progress
 
     on = _device(device_name)
@@ -81,10 +81,10 @@ def command(
         "ceilings": {},
         "cases": [],
     }  # fmt: skip
-    with rich_progress() as progress:
+    with roofline.enough_memory(), rich_progress() as progress:
         progress.start(len(dtypes) * (1 + len(positions)), "measuring")
         for name in dtypes:
-            ceilings = _ceilings(on, name)
+            ceilings = roofline.measure_ceilings(on, roofline.DTYPES[name])
             body["ceilings"][name] = asdict(ceilings)
             progress.advance()
             for position in positions:
@@ -114,12 +114,6 @@ def _about(on: torch.device) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     return {"device": name, "device_type": on.type}
-
-
-def _ceilings(on: torch.device, dtype: str) -> Any:
-    from benchmarks import roofline
-
-    return roofline.measure_ceilings(on, roofline.DTYPES[dtype])
 
 
 if __name__ == "__main__":

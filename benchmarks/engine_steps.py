@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.ranks import on_ranks
 from launch.engine import DeepSpeedEngine
-from launch.here import join_here
 from mstl.models.classifier import Classifier
 from mstl.models.registry import build_backbone
 from mstl.optim import build_optimizer
@@ -49,9 +46,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
     `last_loss` is rank 0's on its last step: all sides do the same training.
     """
-    with tempfile.TemporaryDirectory(prefix="mstl-bench-") as folder:
-        spawn(_rank, args=(settings, folder), nprocs=settings.ranks)
-        found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(settings.ranks)]
+    found = on_ranks(settings.ranks, _measure, settings)
     sides = {}
     for side, own in found[0]["times"].items():
         cpu = [sum(rank["times"][side]["cpu_ms"][i] for rank in found) for i in range(settings.blocks)]
@@ -79,15 +74,10 @@ class _Supervised(nn.Module):
         return {"loss": F.cross_entropy(self.classifier(batch.views["x"]).float(), batch.labels)}
 
 
-def _rank(index: int, settings: Settings, folder: str) -> None:
-    on = join_here(index, settings.ranks, Path(folder))
-    sides = _sides(settings, on)
-    times = _take_turns(settings, on, sides)
+def _measure(on: torch.device, settings: Settings) -> dict[str, Any]:
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else "CPU"
-    found = {"times": times, "device": name, "threads": torch.get_num_threads()}
-    torch.save(found, Path(folder) / f"{index}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    times = _take_turns(settings, on, _sides(settings, on))
+    return {"times": times, "device": name, "threads": torch.get_num_threads()}
 
 
 def _take_turns(

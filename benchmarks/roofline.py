@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from mstl.models.choose import gpu_seconds
+from shards.errors import MstlError
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Of the copied tensor: several times larger than any cache."""
@@ -70,16 +74,9 @@ def best_seconds(action: Callable[[], object], device: torch.device, tries: int 
 
 
 def seconds(action: Callable[[], object], device: torch.device, *, times: int) -> float:
-    """Mean time of an action done `times` times in a row: CUDA events on a GPU, else the wall clock."""
+    """Mean time of an action done `times` times in a row: a GPU's own (`gpu_seconds`), else by the wall clock."""
     if device.type == "cuda":
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize(device)
-        began.record()
-        for _ in range(times):
-            action()
-        ended.record()
-        torch.cuda.synchronize(device)
-        return float(began.elapsed_time(ended)) / 1e3 / times
+        return gpu_seconds(action, device, times=times)
     start = time.perf_counter()
     for _ in range(times):
         action()
@@ -114,3 +111,17 @@ def held_bytes(tensors: Sequence[Tensor]) -> int:
     """Bytes of some tensors' memory, memory that they share counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Say in one line that there was too little: raises MstlError for what torch and Python raise then."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # The CPU's allocator has no exception of its own.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not known:
+            raise
+        where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+        raise MstlError(where, why="there is too little for this benchmark", remedy="Name a smaller --batch") from error

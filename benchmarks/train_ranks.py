@@ -1,11 +1,9 @@
-"""Training steps on ranks: sides take turns, step by step alike; a launcher's ranks, or ones started here."""
+"""Training steps on ranks: sides take turns, step by step alike."""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,14 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from benchmarks import machine
-from benchmarks.roofline import peak_bytes
+from benchmarks.roofline import enough_memory, peak_bytes
 from benchmarks.train_profile import profile
 from benchmarks.train_sides import LEAD_STEPS, OURS, REAL, SYNTHETIC, Settings, Side, build_side
 from launch.engine import start_processes
-from launch.here import join_here
 from launch.processes import device, set_environment
 from mstl.distributed import rank, world_size
 
@@ -40,29 +36,14 @@ def measure_here(every: Sequence[Settings], traces: Path | None) -> list[dict[st
     set_environment()
     start_processes()
     try:
-        return [_measure(settings, device(), traces if number == 0 else None) for number, settings in enumerate(every)]
+        with enough_memory():
+            return [measure(device(), each, traces if number == 0 else None) for number, each in enumerate(every)]
     finally:
         dist.destroy_process_group()
 
 
-def measure_on(ranks: int, settings: Settings, traces: Path | None) -> dict[str, Any]:
-    """Start so many ranks on this machine and measure. traces: where profiles are written, if they are wanted."""
-    with tempfile.TemporaryDirectory(prefix="mstl-bench-") as folder:
-        spawn(_rank, args=(ranks, settings, traces, folder), nprocs=ranks)  # type: ignore[no-untyped-call]
-        found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text())
-    return found
-
-
-def _rank(index: int, ranks: int, settings: Settings, traces: Path | None, folder: str) -> None:
-    on = join_here(index, ranks, Path(folder))
-    found = _measure(settings, on, traces)
-    if index == 0:
-        (Path(folder) / "found.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _measure(settings: Settings, on: torch.device, traces: Path | None) -> dict[str, Any]:
+def measure(on: torch.device, settings: Settings, traces: Path | None) -> dict[str, Any]:
+    """What one rank measures; all call it. traces: where profiles are written, if they are wanted."""
     sides = {
         (model, side): build_side(side, model, settings, on) for model in settings.models for side in settings.sides
     }

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 from benchmarks.roofline import held_bytes
 from benchmarks.train_plain import LR, PlainMoco, PlainTraining, Views, batches, plain_network
 from launch.engine import DeepSpeedEngine
-from launch.gradients import GradientBuckets
+from mstl.build import settle_attention
 from mstl.distributed import rank, world_size
 from mstl.inputs import for_set, train_inputs
-from mstl.models.choose import fix_backends
 from mstl.models.names import DEPTHS, PLACEMENTS, full_name
 from mstl.models.registry import attention_options, build_backbone
-from mstl.models.resnet import ResNet
-from mstl.precision import autocast_dtype
 from mstl.recipes import ContrastiveLoss, Recipe, Ssl, build_recipe
 from mstl.stages import STAGES, build_stage
 from pipelines.batch import Batch
@@ -119,15 +116,10 @@ def _ours(
 ) -> Side:  # fmt: skip
     backbone = build_backbone(model, attention_options(recipe.model))
     stage = build_stage(STAGES[settings.stage], backbone, recipe, classes, seed=0)
-    backends = _fix_attention(stage.module, recipe, settings, on)
-    engine = DeepSpeedEngine(stage.module, recipe, on)
-    memory = torch.channels_last
-    if "nchw" in name:
-        # The engine has one memory format, the faster one. Here, for comparison, what it would be in the other.
-        memory = torch.contiguous_format
-        engine.module.to(memory_format=memory)
-        if engine._buckets is not None:
-            engine._buckets = GradientBuckets([p for p in engine.module.parameters() if p.requires_grad])
+    backends = settle_attention(stage.module, recipe, on)
+    # The engine has one memory format, the faster one; "nchw" is for comparison.
+    memory = torch.contiguous_format if "nchw" in name else torch.channels_last
+    engine = DeepSpeedEngine(stage.module, recipe, on, memory_format=memory)
     engine.module.train()
 
     def step(batch: Batch) -> Tensor:
@@ -139,8 +131,7 @@ def _ours(
         return result.losses["loss"]
 
     def held() -> int:
-        optimizer = engine._engine.optimizer
-        return held_bytes([*_tensors(engine.module), *_state(optimizer)])
+        return held_bytes([*_tensors(engine.module), *_state(engine.optimizer)])
 
     feeds: dict[str, Callable[[], Generator[Any]]] = {
         SYNTHETIC: partial(_synthetic, inputs.view_names, settings, len(classes), on, memory)
@@ -148,16 +139,6 @@ def _ours(
     if settings.shards is not None:
         feeds[REAL] = partial(_from_shards, inputs, settings, on, memory)
     return Side(step=step, feeds=feeds, held=held, engine=engine, backends=backends)
-
-
-def _fix_attention(module: nn.Module, recipe: Recipe, settings: Settings, on: torch.device) -> dict[str, str]:
-    """Settle what computes attention, as a run does before it starts."""
-    dtype = autocast_dtype(recipe.precision, on) or torch.float32
-    fixed: dict[str, str] = {}
-    for network in module.modules():
-        if isinstance(network, ResNet):
-            fixed |= fix_backends(network, device=on, dtype=dtype, image_size=settings.size, batch=settings.batch)
-    return fixed
 
 
 def _plain(

@@ -31,6 +31,7 @@ PACKAGES = ("mstl", "torch", "torchvision", "deepspeed", "nvidia-dali-cuda130")
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("mstl", "compiled", "nchw", "compiled-nchw", "plain")
 MOST_EXPORTED = 20_000
+LEAST_BATCH = 2  # of a rank: batch norms need more than one image
 _DEFAULTS = {"cpu": {"batch": 8, "size": 96, "steps": 2}, "cuda": {"batch": 256, "size": 224, "steps": 20}}
 
 
@@ -45,7 +46,7 @@ _DEFAULTS = {"cpu": {"batch": 8, "size": 96, "steps": 2}, "cuda": {"batch": 256,
 @click.option("--ranks", "worlds", multiple=True, type=click.IntRange(1), default=(1,),
               help="Processes on this machine; repeatable. A launcher's ranks are taken as they are.")  # fmt: skip
 @click.option("--strong", is_flag=True, help="Also share --batch among the ranks, where there are several.")
-@click.option("--batch", type=click.IntRange(2), help="Images a rank.  [default: 8 on a CPU, 256 on a GPU]")
+@click.option("--batch", type=click.IntRange(LEAST_BATCH), help="Images a rank.  [default: 8 on a CPU, 256 on a GPU]")
 @click.option("--size", type=click.IntRange(32), help="Side of an image.  [default: 96 on a CPU, 224 on a GPU]")
 @click.option("--shards", type=click.Path(path_type=Path), metavar="DIR",
               help="Train on the images of this set too, not on noise alone.")  # fmt: skip
@@ -97,7 +98,7 @@ def command(
     earlier = [_earlier(path, settings, device) for path in beside]
     notes: list[str] = []
     with ExitStack() as stack:
-        settings = stack.enter_context(_checked(settings, counts, launched, notes))
+        settings = stack.enter_context(_checked(settings, counts, strong, launched, notes))
         found = _worlds(settings, counts, strong, launched, out.parent if profile else None)
     if not first:
         return
@@ -122,6 +123,7 @@ def _worlds(
 ) -> list[dict[str, Any]]:
     """Every number of ranks with the same images a rank, then the larger ones with the same images in all."""
     from benchmarks import train_ranks
+    from benchmarks.ranks import on_ranks
     from mstl.cli.progress import rich_progress
 
     shared = [replace(settings, batch=settings.batch // ranks) for ranks in counts if strong and ranks > 1]
@@ -134,7 +136,7 @@ def _worlds(
         with rich_progress() as progress:
             progress.start(len(alike) + len(more), "measuring")
             for ranks, each, wanted in (*alike, *more):
-                found.append(train_ranks.measure_on(ranks, each, wanted))
+                found.append(on_ranks(ranks, train_ranks.measure, each, wanted)[0])
                 progress.advance()
     alike_count = len(found) - len(shared)
     return [{"scaling": "weak" if number < alike_count else "strong", **world} for number, world in enumerate(found)]
@@ -157,7 +159,9 @@ def _settings(**values: Any) -> Settings:
 
 
 @contextmanager
-def _checked(settings: Settings, counts: Sequence[int], launched: bool, notes: list[str]) -> Iterator[Settings]:
+def _checked(
+    settings: Settings, counts: Sequence[int], strong: bool, launched: bool, notes: list[str]
+) -> Iterator[Settings]:
     """What can be found wrong before ranks are started is; images are taken out of the shards where that is needed."""
     from torch import nn
 
@@ -175,9 +179,12 @@ def _checked(settings: Settings, counts: Sequence[int], launched: bool, notes: l
         if not settings.sides:
             raise MstlError("--side plain", why=reason, remedy="Measure --side mstl")
     settle(settings, max(counts))
-    if max(counts) > 1 and settings.batch // max(counts) < 1:
-        raise MstlError(f"--batch {settings.batch}", why=f"it cannot be shared among {max(counts)} ranks",
-                        remedy="Name a larger one")  # fmt: skip
+    if strong and settings.batch // max(counts) < LEAST_BATCH:
+        raise MstlError(
+            f"--batch {settings.batch} --strong",
+            why=f"shared among {max(counts)} ranks it leaves less than {LEAST_BATCH} images for each",
+            remedy="Name a larger batch, or leave --strong out",
+        )
     if settings.shards is None:
         if settings.images is not None:
             raise MstlError("--images", why="it goes with --shards", remedy="Name the shard set of these images too")
@@ -204,15 +211,16 @@ def _earlier(path: Path, settings: Settings, device: str) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(path.read_text())
         same = body["benchmark"] == "train" and all(
-            body["settings"][name] == getattr(settings, name) for name in ("stage", "ssl", "size")
+            body["settings"][name] == getattr(settings, name) for name in ("stage", "ssl", "size", "batch")
         )
-        fits = same and list(settings.models) == body["settings"]["models"] and body["worlds"][0]["device"] == device
+        same = same and all(body["settings"][name] == list(getattr(settings, name)) for name in ("models", "overrides"))
+        fits = same and body["worlds"][0]["device"] == device
     except (OSError, ValueError, LookupError, TypeError):
         fits = False
     if not fits:
         raise MstlError(
             f"--beside {path}",
-            why="it is no result of this training with these networks at this size on such a device",
+            why="it is no result of this training with these networks, --size, --batch and --set on such a device",
             remedy="Name a JSON that the same command wrote on another number of ranks",
         )
     return body

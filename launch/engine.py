@@ -113,8 +113,18 @@ class DeepSpeedEngine:
     clips; at 1 and 2 both are DeepSpeed's.
     """
 
-    def __init__(self, module: nn.Module, recipe: Recipe, device: torch.device) -> None:
-        """Move the module to the device and wrap it; all ranks call it (parameters are broadcast from rank 0)."""
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        """Move the module to the device and wrap it; all ranks call it (parameters are broadcast from rank 0).
+
+        memory_format: of the weights at ZeRO stage 0, the faster one; benchmarks compare the other.
+        """
         import deepspeed
 
         self._device = device
@@ -137,7 +147,7 @@ class DeepSpeedEngine:
         self._buckets: GradientBuckets | None = None
         if recipe.engine.zero == 0:
             # Before initialize() channels_last weights crash DeepSpeed's broadcast; ZeRO 1 and 2 have flattened them.
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=memory_format)
             self._engine.enable_backward_allreduce = False
             self._buckets = GradientBuckets([p for p in module.parameters() if p.requires_grad])
 
@@ -148,6 +158,11 @@ class DeepSpeedEngine:
     @property
     def device(self) -> torch.device:
         return self._device
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What holds the state from step to step."""
+        return cast(torch.optim.Optimizer, self._engine.optimizer)
 
     def update(self, batch: Batch, lr: float) -> StepResult:
         for group in self._engine.optimizer.param_groups:

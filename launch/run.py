@@ -23,11 +23,12 @@ from mstl.checkpoint import Checkpoint
 from mstl.cli.boundary import FAILED
 from mstl.cli.progress import rich_progress
 from mstl.distributed import rank, world_size
-from mstl.failures import RESTART_CAUSE, EveryRankError
+from mstl.failures import RESTART_CAUSE, EveryRankError, naming
 from mstl.job import Job, Request, check_world, plan_job, record
 from mstl.resume import restore
 from mstl.run_list import lock_path
 from mstl.runs import now, write_record
+from mstl.stage_specs import CARD_STAGE
 from mstl.together import together
 from mstl.train import train
 from mstl.training import Training
@@ -58,7 +59,7 @@ def run(request: Request) -> int:
         return 0
     start_processes()
     try:
-        with _sole_owner(job.out):
+        with naming(job.out), _sole_owner(job.out):
             return _train(job, StopSignal(), request)
     except EveryRankError as error:
         if rank() == 0:
@@ -164,9 +165,19 @@ def _train(job: Job, stop: StopSignal, request: Request) -> int:
                 write("failed")
             raise
         write("finished" if finished else "interrupted")
+        if finished and job.spec.name == CARD_STAGE and rank() == 0:
+            watch.note(_card(job))
         if not finished:
             watch.note(f"stopped and saved at step {training.done}; the same command continues")
     return 0 if finished else stop.exit_code
+
+
+def _card(job: Job) -> str:
+    """Write the model card, and say where it is."""
+    from mstl.use.card import CARD_NAME, leave_card  # draws nothing, but imports what does
+
+    missing = leave_card(job.out, shards=job.shards, manifest=job.manifest)
+    return missing or f"model card in {job.out / CARD_NAME}"
 
 
 def _world_changes(job: Job, checkpoint: Checkpoint | None) -> list[dict[str, int]]:

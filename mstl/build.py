@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from mstl.models.registry import attention_options, build_backbone
 from mstl.models.resnet import ResNet
 from mstl.parent_weights import take_over
 from mstl.precision import autocast_dtype
+from mstl.recipes import Recipe
 from mstl.stages import Stage, build_stage
 from pipelines.loader import Loader
 
@@ -41,11 +43,17 @@ def fix_attention(job: Job, module: nn.Module, device: torch.device) -> dict[str
     anew it might fall otherwise, and the run would no longer be bit for bit the same.
     Raises MstlError on all ranks where the recipe names a backend that cannot be used here.
     """
-    recipe = job.recipe
-    first, *others = [network for network in module.modules() if isinstance(network, ResNet)]
     recorded = None
     if job.previous is not None:  # programs that recorded none knew no other backend than eager
-        recorded = job.previous.body.get("attention") or {name: EAGER for name, _ in first.attention_layers()}
+        recorded = job.previous.body.get("attention") or _eager(module)
+    return settle_attention(module, job.recipe, device, recorded)
+
+
+def settle_attention(
+    module: nn.Module, recipe: Recipe, device: torch.device, recorded: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """`fix_backends` of a stage's networks, all alike, at what one rank computes at a time by this recipe."""
+    first, *others = [network for network in module.modules() if isinstance(network, ResNet)]
     fixed = fix_backends(
         first,
         device=device,
@@ -58,6 +66,11 @@ def fix_attention(job: Job, module: nn.Module, device: torch.device) -> dict[str
         for name, layer in network.attention_layers():
             layer.backend = fixed[name]
     return fixed
+
+
+def _eager(module: nn.Module) -> dict[str, str]:
+    networks = (network for network in module.modules() if isinstance(network, ResNet))
+    return {name: EAGER for network in networks for name, _ in network.attention_layers()}
 
 
 def build_loaders(job: Job, *, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader | None]:

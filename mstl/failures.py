@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mstl.places import way_on
 from shards.errors import MstlError
 from shards.files import write_atomic
 
@@ -15,6 +18,8 @@ LOST = 4
 RESTART_CAUSE = "MSTL_RESTART_CAUSE"  # in the ranks' environment: why `mstl train` had to start them again
 REPORTS = "MSTL_REPORTS"  # in the ranks' environment: the folder where each leaves its exit code
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 class EveryRankError(MstlError):
     """A failure that all ranks raise alike: the first one speaks for them."""
@@ -22,6 +27,21 @@ class EveryRankError(MstlError):
 
 class RankLostError(MstlError):
     """This rank can do nothing without another, which has gone or does not answer."""
+
+
+@contextmanager
+def naming(run: Path) -> Iterator[None]:
+    """Raise MstlError with the run folder where its disk takes no more: a write to an open file names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNWRITABLE:
+            raise
+        raise MstlError(
+            f"run folder {run}",
+            why=f"it cannot be written to ({error.strerror})",
+            remedy=f"Mend that (a full disk: make room); {way_on(run)}",
+        ) from error
 
 
 def report_exit(code: int) -> None:

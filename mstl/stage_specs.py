@@ -30,3 +30,5 @@ STAGES: dict[str, StageSpec] = {
         StageSpec(name="finetune", source="covid19-ct", parent="sstl_m", remainder="keep"),
     )
 }
+
+CARD_STAGE = "finetune"  # whose runs get a model card: those that judge images of patients

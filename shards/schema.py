@@ -73,6 +73,11 @@ class Manifest:
         """The number of samples of a split."""
         return sum(shard.samples for shard in self.shards(split))
 
+    def counts(self, split: str) -> tuple[int, ...]:
+        """Samples per class of a split, or of ALL."""
+        rows = self.class_counts.values() if split == ALL else [self.class_counts[split]]
+        return tuple(map(sum, zip(*rows, strict=True)))
+
     def to_json(self) -> str:
         """The text of `dataset.json`: keys sorted, so that equal manifests are equal bytes."""
         body = {"schema_version": SCHEMA_VERSION, **{f.name: getattr(self, f.name) for f in fields(self)}}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mstl.cli.store_options import SHARD_SET, cache_options
 from shards.schema import MAX_SEED
 
 if TYPE_CHECKING:
@@ -18,15 +19,29 @@ if TYPE_CHECKING:
 @click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
 @click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
 @click.option("--split", default="test", help="Which split: train, val or test.")
+@click.option("--shards", type=SHARD_SET, metavar="DIR|URL",
+              help="The shard set both were evaluated on.  [default: each run's own]")  # fmt: skip
+@cache_options
 @click.option("--resamples", type=click.IntRange(100), default=2000, help="Of the bootstrap.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, help="Of the bootstrap.")
 @click.option("--out", type=click.Path(path_type=Path), help="A JSON file for all of it.")
-def command(run_a: Path, run_b: Path, split: str, resamples: int, seed: int, out: Path | None) -> None:
+def command(
+    run_a: Path,
+    run_b: Path,
+    split: str,
+    shards: str | Path | None,
+    cache: Path | None,
+    cache_limit: int | None,
+    resamples: int,
+    seed: int,
+    out: Path | None,
+) -> None:
     """Say by how much RUN_B is better than RUN_A on the images of a split, and how sure that is.
 
     \b
     mstl compare runs/scratch runs/finetune
     mstl compare runs/scratch runs/finetune --split val --out gain.json
+    mstl compare runs/scratch runs/finetune --shards data/shards/other-hospital
 
     Both must have been evaluated (`mstl evaluate`) on the same shard set. Intervals come from a paired bootstrap, of
     patients where all are known; DeLong's test compares the areas under the ROC curves, McNemar's the decisions.
@@ -37,12 +52,16 @@ def command(run_a: Path, run_b: Path, split: str, resamples: int, seed: int, out
     from mstl.evaluation.compare import cautions, compare_runs
     from mstl.evaluation.intervals import described
     from mstl.study.checks import check_output
+    from shards.cache import CacheOptions
     from shards.files import write_atomic
 
     if out is not None:
         check_output(out)
     with rich_progress() as progress:
-        body = compare_runs(run_a, run_b, split=split, resamples=resamples, seed=seed, progress=progress)
+        body = compare_runs(
+            run_a, run_b, split=split, shards=shards, cache=CacheOptions(folder=cache, limit_bytes=cache_limit),
+            resamples=resamples, seed=seed, progress=progress,
+        )  # fmt: skip
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())

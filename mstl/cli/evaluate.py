@@ -58,13 +58,15 @@ def command(
     roc.png, pr.png, reliability.png, confusion.png
 
     The operating point and a temperature that calibrates the probabilities are chosen on the val split, which is
-    evaluated first where that has not been done, and written to RUN/evaluation/operating.json.
+    evaluated first where that has not been done, and written to RUN/evaluation/operating.json. What is measured on
+    another shard set stands beside it, in RUN/evaluation/SPLIT-on-SOURCE-DIGEST.
     """
     from rich.console import Console
 
     from mstl.cli.progress import rich_progress
     from mstl.evaluation.evaluate import evaluate_run
     from mstl.evaluation.intervals import described
+    from mstl.evaluation.places import evaluation_folder
     from shards.cache import CacheOptions
 
     copies = CacheOptions(folder=cache, limit_bytes=cache_limit)
@@ -87,7 +89,9 @@ def command(
         console.print(_class_table(body))
     for line in [*_choices(body), described(body["bootstrap"]), *_cautions(body)]:
         console.print(line, soft_wrap=True)
-    console.print(f"Written to {run / 'evaluation' / split}", soft_wrap=True)
+    where = body["shards"]
+    folder = evaluation_folder(run, split, source=where["source"], digest=where["digest"], own=where["same_as_run"])
+    console.print(f"Written to {folder}", soft_wrap=True)
 
 
 def _table(run: Path, body: dict[str, Any]) -> Table:
@@ -108,7 +112,9 @@ def _table(run: Path, body: dict[str, Any]) -> Table:
             cells += _cells(chosen, name) if name in chosen["metrics"] else ["", ""]
         table.add_row(name, *cells)
     positive = "" if body["positive"] is None else f"positive class: {body['positive']}; "
-    table.caption = f"{positive}of brier and ece, less is better"
+    table.caption = (
+        f"{positive}of brier and ece, less is better; chance alone makes ece larger, the more so the fewer the images"
+    )
     return table
 
 

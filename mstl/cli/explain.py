@@ -71,7 +71,7 @@ def command(
 
     if images and shards is not None:
         raise click.UsageError("--images are files of their own, and --shards a set: name one of them")
-    if out is None and (images or len(runs) > 1):
+    if out is None and (images or shards is not None or len(runs) > 1):
         raise click.UsageError("name a place with --out: a run's own is for its own split")
     target = out or heatmap_path(runs[0], split)
     copies = CacheOptions(folder=cache, limit_bytes=cache_limit)

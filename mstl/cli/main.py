@@ -28,7 +28,7 @@ COMMANDS = {
     "predict": "Ask a trained run about image files.",
     "export": "Write a trained network for other programs: ONNX, TorchScript, safetensors.",
     "leep": "Score how well networks would transfer to a data set.",
-    "report": "Write one HTML report of several runs.",
+    "report": "Write one HTML report of a study or of several runs.",
     "bench": "Measure throughput against named peers.",
     "doctor": "Check this machine and the nodes of a job.",
     "demo": "Run the whole chain on the sample data.",

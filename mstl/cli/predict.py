@@ -49,6 +49,7 @@ def command(
 
     from mstl.cli.progress import rich_progress
     from mstl.use.images import none_left
+    from mstl.use.network import NOT_A_DEVICE
     from mstl.use.predict import predict_files
 
     with rich_progress() as progress:
@@ -63,7 +64,10 @@ def command(
     for note in done.notes:
         click.echo(note, err=True)
     if done.answers:
-        Console().print(_table(done))
+        console = Console(highlight=False, markup=False)
+        console.print(_table(done))
+        for line in (*_below(done), NOT_A_DEVICE):
+            console.print(line, soft_wrap=True)
     if out is not None:
         click.echo(f"Wrote {out}")
     if heatmaps is not None and done.answers:
@@ -75,8 +79,6 @@ def command(
 def _table(done: Predicted) -> Table:
     from rich.markup import escape
     from rich.table import Table
-
-    from mstl.use.network import NOT_A_DEVICE, operating_text
 
     network = done.network
     classes = network.record.classes
@@ -90,13 +92,21 @@ def _table(done: Predicted) -> Table:
         if network.temperature is not None:
             table.add_column("calibrated", justify="right")
         table.add_column("says", overflow="fold")
-    table.add_column("")
+    cautions = any(answer.image.cautions for answer in done.answers)
+    if cautions:
+        table.add_column("")
     for answer in done.answers:
-        mark = "caution" if answer.image.cautions else ""
-        table.add_row(escape(answer.image.named.name), *map(escape, _cells(answer, done)), mark)
-    temperature = "" if network.temperature is None else f"; temperature {network.temperature:.2f}"
-    table.caption = escape(f"{operating_text(network)}{temperature}. {NOT_A_DEVICE}")
+        marks = ["caution" if answer.image.cautions else ""] if cautions else []
+        table.add_row(escape(answer.image.named.name), *map(escape, _cells(answer, done)), *marks)
     return table
+
+
+def _below(done: Predicted) -> list[str]:
+    """Where the operating point and the temperature come from."""
+    network = done.network
+    if network.temperature is None:
+        return [network.operating_text]
+    return [network.operating_text, f"Calibrated with temperature {network.temperature:.2f}, which evaluation fitted"]
 
 
 def _cells(answer: Answer, done: Predicted) -> list[str]:

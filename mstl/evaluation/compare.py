@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from mstl.evaluation.intervals import RESAMPLES, bootstrap, clusters_of, intervals, method
 from mstl.evaluation.measure import MOST_RANKED
 from mstl.evaluation.paired import delong, mcnemar
+from mstl.evaluation.places import evaluation_folder
 from mstl.evaluation.predictions import Table, read_table
-from mstl.evaluation.weighted import Statistic, Values, classes_absent, many_classes, two_classes
+from mstl.evaluation.weighted import Statistic, Values, as_they_are, classes_absent, many_classes, two_classes
 from mstl.runs import now, open_run
 from mstl.study.checks import check_evaluation
+from shards.cache import CacheOptions, local_set
 from shards.errors import MstlError
 from shards.files import sha256_file
 from shards.progress import QUIET, Progress
+from shards.schema import Manifest, load_manifest
 
 SCHEMA_VERSION = 1
 
@@ -54,9 +57,19 @@ class Evaluated:
 
 
 def compare_runs(
-    a: Path, b: Path, *, split: str, resamples: int = RESAMPLES, seed: int = 0, progress: Progress = QUIET
+    a: Path,
+    b: Path,
+    *,
+    split: str,
+    shards: str | Path | None = None,
+    cache: CacheOptions = CacheOptions(),  # noqa: B008 - frozen
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """Compare two evaluated runs on the same images; all differences are b − a.
+
+    shards: the set they were evaluated on, without it the one that each was trained with.
 
     `metrics`: each metric of both, the difference and its paired bootstrap interval (both runs in the same resamples,
     of patients where all are known); `operating`: the same where each decides at its own operating point, if both have
@@ -64,27 +77,29 @@ def compare_runs(
     MstlError unless both were evaluated on the same images, with the same positive class and with the weights they have
     now.
     """
-    one, other = pair = (read_evaluated(a, split), read_evaluated(b, split))
+    manifest = None if shards is None else load_manifest(local_set(shards, cache=cache, splits=(), tars=False))
+    one, other = pair = (read_evaluated(a, split, manifest), read_evaluated(b, split, manifest))
     _check_same(one, other, split)
     labels, classes = one.table.predictions.labels, len(one.body["classes"])
     clusters = clusters_of(one.table.patients)
     with_operating = all(run.threshold is not None for run in pair)
     ranked = one.positive is not None or classes * len(labels) * resamples <= MOST_RANKED
-    everything = [_statistic(run, ranked=True, operating=with_operating)(np.ones((1, len(labels)))) for run in pair]
+    everything = [as_they_are(_statistic(run, ranked=True, operating=with_operating), len(labels)) for run in pair]
     statistics = [_statistic(run, ranked=ranked, operating=with_operating) for run in pair]
     absent = classes_absent(labels, classes)
 
     def difference(weights: Values) -> dict[str, Values]:
         first, second = (statistic(weights) for statistic in statistics)
-        return {**{name: second[name] - value for name, value in first.items()}, **absent(weights)}
+        compared = {name: second[name] - value for name, value in first.items() if not name.startswith("ece")}
+        return {**compared, **absent(weights)}
 
     values = bootstrap(difference, clusters, resamples=resamples, seed=seed, progress=progress)
     spans = intervals(values, clusters)
     rows: dict[str, dict[str, Any]] = {}
     for name, value in everything[0].items():
-        if value.ndim > 1:
+        if value.ndim:
             continue
-        first, second = float(value[0]), float(everything[1][name][0])
+        first, second = float(value), float(everything[1][name])
         span = spans.get(name)
         rows[name] = {
             "a": _finite(first),
@@ -123,14 +138,22 @@ def compare_runs(
     return body
 
 
-def read_evaluated(run: Path, split: str) -> Evaluated:
-    """What `mstl evaluate` left of a run; raises MstlError when it left nothing, it is damaged, or out of date."""
+def read_evaluated(run: Path, split: str, manifest: Manifest | None = None) -> Evaluated:
+    """What `mstl evaluate` left of a run on a shard set, by default on its own.
+
+    Raises MstlError when it left nothing, it is damaged, or out of date.
+    """
     record = open_run(run)
-    folder = run / "evaluation" / split
-    again = f"mstl evaluate {run} --split {split}"
+    folder, again, where = run / "evaluation" / split, f"mstl evaluate {run} --split {split}", ""
+    if manifest is not None:
+        digest = manifest.digest()
+        own = digest == record.shards_digest
+        folder = evaluation_folder(run, split, source=manifest.source, digest=digest, own=own)
+        again, where = f"{again} --shards DIR", " of that shard set"
     file = folder / "metrics.json"
     if not file.is_file():
-        raise MstlError(f"run {run}", why=f"it has not been evaluated on split {split!r}", remedy=f"First: {again}")
+        why = f"it has not been evaluated on split {split!r}{where}"
+        raise MstlError(f"run {run}", why=why, remedy=f"First: {again}")
     try:
         body = json.loads(file.read_text())
     except ValueError as error:
@@ -154,7 +177,7 @@ def _check_same(a: Evaluated, b: Evaluated, split: str) -> None:
     first, second = a.table.predictions, b.table.predictions
     if a.body["shards"]["digest"] != b.body["shards"]["digest"]:
         why = "they were evaluated on different shard sets"
-        remedy = f"Evaluate both on one: mstl evaluate RUN --split {split} --shards DIR"
+        remedy = f"Evaluate both on one (mstl evaluate RUN --split {split} --shards DIR), and name it: --shards DIR"
     elif not np.array_equal(first.sample_ids, second.sample_ids) or not np.array_equal(first.labels, second.labels):
         why, remedy = "their predictions are of different images", "Evaluate both again"
     elif a.body["positive"] != b.body["positive"]:
@@ -191,7 +214,8 @@ def _finite(value: float) -> float | None:
 
 def cautions(body: dict[str, Any]) -> Sequence[str]:
     """What a reader of a comparison must know of its tests."""
-    found = []
+    # Chance makes every ECE too large, and that of the better calibrated run the most: resampling hides a difference.
+    found = ["ece has no interval, for resampling distorts it: brier compares probabilities."]
     if body["bootstrap"]["unit"] == "patient":
         found.append(
             "DeLong and McNemar take images as independent, and some are of the same patient: prefer the intervals, "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,20 @@ from mstl.evaluation.calibration import Fit, fit_temperature
 from mstl.evaluation.intervals import RESAMPLES
 from mstl.evaluation.measure import Asked, measure
 from mstl.evaluation.operating import EVEN, Operating, Rule, choose_threshold, parse_rule, write_operating
-from mstl.evaluation.predictions import Table, positive_class, predict, read_table, with_records, write_table
+from mstl.evaluation.places import evaluation_folder
+from mstl.evaluation.predictions import (
+    Table,
+    check_numbers,
+    positive_class,
+    predict,
+    read_table,
+    with_records,
+    write_table,
+)
 from mstl.evaluation.subject import Subject, bring, open_subject, own_split
 from mstl.evaluation.weighted import decisions, unweighted
 from mstl.runs import now, open_run, software
+from mstl.stage_specs import CARD_STAGE
 from mstl.study.checks import check_evaluation
 from shards.cache import CacheOptions
 from shards.errors import MstlError
@@ -55,7 +65,7 @@ def evaluate_run(
     seed: int = 0,
     progress: Progress = QUIET,
 ) -> dict[str, Any]:
-    """Evaluate a run on a split and write RUN/evaluation/SPLIT/; returns what metrics.json holds.
+    """Evaluate a run on a split and write `evaluation_folder`; returns what metrics.json holds.
 
     The operating point and the temperature are chosen on the val split of the run's own shard set, which is evaluated
     first unless that has been done with the same weights, and written to RUN/evaluation/operating.json; where there is
@@ -91,10 +101,25 @@ def evaluate_run(
         bring(own, cache, progress)
         val = _predicted(own, batch, progress)
         chosen = _choose(val, subject, how, None)
-        if split != CHOSEN_ON and not _holds_another_set(own):
-            _judge(own, val, chosen, how, progress)
+        _judge(own, val, chosen, how, progress)
     write_operating(run, chosen)
-    return _judge(subject, table, chosen, how, progress)
+    body = _judge(subject, table, chosen, how, progress)
+    if subject.record.stage == CARD_STAGE:
+        _complete_card(run, subject if subject.same_as_run else own)
+    return body
+
+
+def _complete_card(run: Path, trained: Subject | None) -> None:
+    """Write the run's model card anew, with what was just measured. trained: the set that it was trained with."""
+    from mstl.use.card import leave_card  # which reads what this module writes
+
+    missing = leave_card(
+        run,
+        shards=None if trained is None else trained.folder,
+        manifest=None if trained is None else trained.manifest,
+    )
+    if missing is not None:
+        warnings.warn(missing, stacklevel=2)
 
 
 def _predicted(subject: Subject, batch: int, progress: Progress) -> Table:
@@ -103,6 +128,7 @@ def _predicted(subject: Subject, batch: int, progress: Progress) -> Table:
         found = predict(subject.classifier, loader, subject.device, progress=progress)
     finally:
         loader.close()
+    check_numbers(found.probabilities, f"run {subject.record.path}")
     return with_records(found, subject.folder.resolve(), subject.split)
 
 
@@ -165,12 +191,6 @@ def _stored(own: Subject, how: How) -> Table | None:
     return table if len(table) == body["n"] else None
 
 
-def _holds_another_set(own: Subject) -> bool:
-    """Whether evaluation/val is somebody's evaluation on another shard set, which is not ours to replace."""
-    body = _record(own)
-    return body is not None and body["shards"]["digest"] != own.manifest.digest()
-
-
 def _record(subject: Subject) -> dict[str, Any] | None:
     file = _folder(subject) / "metrics.json"
     try:
@@ -182,7 +202,13 @@ def _record(subject: Subject) -> dict[str, Any] | None:
 
 
 def _folder(subject: Subject) -> Path:
-    return subject.record.path / "evaluation" / subject.split
+    return evaluation_folder(
+        subject.record.path,
+        subject.split,
+        source=subject.manifest.source,
+        digest=subject.manifest.digest(),
+        own=subject.same_as_run,
+    )
 
 
 def _judge(subject: Subject, table: Table, chosen: Operating, how: How, progress: Progress) -> dict[str, Any]:
@@ -234,7 +260,7 @@ def _judge(subject: Subject, table: Table, chosen: Operating, how: How, progress
         "image_size": subject.record.image_size,
         "device": torch.cuda.get_device_name() if subject.device.type == "cuda" else "cpu",
         "date": now(),
-        "software": {**software(), "torchmetrics": version("torchmetrics")},
+        "software": software(),
     }
     out = _folder(subject)
     out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mstl.evaluation.explain_maps import attention_map, grad_cam, has_attention
 from mstl.evaluation.explain_measure import ATTENTION, CAM
 from mstl.evaluation.explain_subjects import About, Question
+from mstl.evaluation.predictions import check_numbers
 from mstl.models.classifier import Classifier
 
 BATCH = 16
@@ -63,6 +64,8 @@ def _ask(
     x = x.to(question.subjects[0].device)
     with torch.inference_mode():
         probabilities = [subject.classifier(x).float().softmax(1).cpu() for subject in question.subjects]
+    for subject, found in zip(question.subjects, probabilities, strict=True):
+        check_numbers(found.numpy(), f"run {subject.record.path}")
     predicted = probabilities[0].argmax(1).tolist()
     classes = [
         question.explained if question.explained is not None else guess if label is None else label

@@ -117,19 +117,26 @@ def write_file_set(
 
 
 def write_set(
-    blobs: Sequence[Readable], folder: Path, *, classes: tuple[str, ...], options: WriteOptions | None = None
+    blobs: Sequence[Readable],
+    folder: Path,
+    *,
+    classes: tuple[str, ...],
+    modality: str = "natural",
+    options: WriteOptions | None = None,
 ) -> Manifest:
     """Make a shard set of images that were found sound; the sample with key K holds blobs[int(K)], its label 0.
 
-    options: how it is built, by default as the images are; they were decoded in full, and are not again.
+    modality: decides how images are written where `options` resizes them, and nothing else: how they are read stands in
+    the run's own inputs. options: by default images are stored as they came; they were decoded in full, and are not
+    again.
     """
     items = tuple(
         Item(key=f"{i:08d}", split=SPLIT, label=0, patient=None, blob=blob, origin=f"{i:08d}")
         for i, blob in enumerate(blobs)
     )
     listing = Listing(
-        source="image files", modality="natural", classes=classes, items=items, expected=None, notes=()
-    )  # what a modality decides stands in the run's own inputs
+        source="image files", modality=modality, classes=classes, items=items, expected=None, notes=()
+    )  # fmt: skip
     return write_shards(listing, folder, options or WriteOptions(decode=False), QUIET)
 
 

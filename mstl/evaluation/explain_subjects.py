@@ -54,7 +54,7 @@ class Question:
         manifest, split = self.subjects[0].manifest, self.subjects[0].split
         if self.explained is None or not self.labelled:
             return manifest.samples(split)
-        return manifest.class_counts[split][self.explained]
+        return manifest.counts(split)[self.explained]
 
     def wants(self, label: int | None) -> bool:
         """Whether an image of this label is among them."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstl.evaluation.weighted import Statistic, Values
+from mstl.evaluation.weighted import LOW, Statistic, Values
 from shards.progress import QUIET, Progress
 
 LEVEL, TAILS = 0.95, (0.025, 0.975)
@@ -89,11 +89,18 @@ def interval(values: Values) -> Interval:
 
 
 def intervals(values: dict[str, Values], clusters: Clusters) -> dict[str, Interval]:
-    """The interval of each value that is one number a resample; none of a single cluster, which has no spread."""
-    single = {name: one for name, one in values.items() if one.ndim == 1}
+    """The interval of each value that is one number a resample; none of a single cluster, which has no spread.
+
+    Where there is "NAME#low" too, it gives the lower end, which is not below 0 (`weighted.probability_errors`).
+    """
+    single = {name: one for name, one in values.items() if one.ndim == 1 and not name.endswith(LOW)}
     if clusters.count < 2:
         return {name: Interval(low=None, high=None, undefined=int(np.isnan(one).sum())) for name, one in single.items()}
-    return {name: interval(one) for name, one in single.items()}
+    found = {name: interval(one) for name, one in single.items()}
+    for name in single.keys() & {name.removesuffix(LOW) for name in values if name.endswith(LOW)}:
+        low = max(0.0, float(np.quantile(values[f"{name}{LOW}"], TAILS[0])))
+        found[name] = replace(found[name], low=low)
+    return found
 
 
 def method(clusters: Clusters, *, resamples: int, seed: int, one_class: int) -> dict[str, Any]:

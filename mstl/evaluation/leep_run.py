@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from mstl.evaluation.leep import Leep, leep
 from mstl.evaluation.leep_sources import Source
+from mstl.evaluation.predictions import check_numbers
 from mstl.models.classifier import Classifier
 from mstl.runs import now, software
 from pipelines.loader import Loader
@@ -76,10 +77,19 @@ class Scored:
 
 
 def open_target(shards: str | Path, *, split: str, cache: CacheOptions, progress: Progress = QUIET) -> Target:
-    """A split to be transferred to; raises MstlError for an unknown split and for shards that have changed."""
+    """A split to be transferred to.
+
+    Raises MstlError for an unknown split, for one of a single class, and for shards that have changed.
+    """
     folder = local_set(shards, cache=cache, splits=(), tars=False)
     manifest = load_manifest(folder)
     manifest.shards(split)
+    if sum(count > 0 for count in manifest.counts(split)) < 2:  # any source would score 0, the best there is
+        raise MstlError(
+            f"shard set {shown(shards)}, split {split!r}",
+            why="its images are all of one class, and LEEP asks how classes are told apart",
+            remedy="Name a split of labelled images with --split",
+        )
     local_set(shards, cache=cache, splits=(split,), tars=True, progress=progress)
     check_content(folder, manifest, split, progress)
     origin = shown(shards) if is_url(shards) else str(folder.resolve())
@@ -92,7 +102,7 @@ def score_sources(
     """The LEEP of every source, in order, each network in memory by itself.
 
     image_size: of the target's images; None: what each run was trained at, and for the others what all runs named have
-    in common, else 224. Raises MstlError for weights that do not fit and when an untrained network has too few images.
+    in common, else 224. Raises MstlError for weights that do not fit and for a network that answers with nan.
     """
     trained = {source.image_size for source in sources if source.image_size is not None}
     common = trained.pop() if len(trained) == 1 else DEFAULT_SIDE
@@ -131,15 +141,9 @@ def calibrate(
     """Give the batch norms of an untrained network the statistics of the target's images, each batch alike.
 
     Without, its running statistics (mean 0, variance 1) have nothing to do with what flows through it, and its
-    predictions would be all the same or all random by depth alone. Raises MstlError for fewer than two images.
+    predictions would be all the same or all random by depth alone.
     """
     with closing(make_loader()) as loader:
-        if loader.plan.samples < 2:
-            raise MstlError(
-                "calibration of an untrained network",
-                why="one image has no statistics",
-                remedy="Name a split of at least two images",
-            )
         progress.start(len(loader), f"calibrate {name}")
         was = classifier.training
         update_bn(_views(loader, progress), classifier, device=device)
@@ -165,13 +169,15 @@ def source_probabilities(
             labels.append(batch.labels.cpu())
             progress.advance()
         assert sum(map(len, labels)) == loader.plan.samples, "an image is read twice or not at all"
-    return torch.cat(rows).numpy(), torch.cat(labels).numpy()
+    probabilities = torch.cat(rows).numpy()
+    check_numbers(probabilities, f"source {name}")
+    return probabilities, torch.cat(labels).numpy()
 
 
 def as_body(scored: Sequence[Scored], target: Target) -> dict[str, Any]:
     """What leep.json holds: the target, and for each source its score in nats and bits, null where not defined."""
     first = next(one.score for one in scored if one.score is not None)
-    counts = target.manifest.class_counts[target.split]
+    counts = target.manifest.counts(target.split)
     return {
         "schema": SCHEMA_VERSION,
         "target": {

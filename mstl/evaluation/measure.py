@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from mstl.evaluation.calibration import calibrated
 from mstl.evaluation.intervals import Clusters, Interval, bootstrap, clusters_of, interval, intervals, method
-from mstl.evaluation.metrics import as_json, confusion_counts, evaluation_metrics
+from mstl.evaluation.metrics import as_json, confusion_counts
 from mstl.evaluation.predictions import Predictions, Table
 from mstl.evaluation.weighted import (
     Statistic,
     Values,
+    as_they_are,
     classes_absent,
     many_classes,
     probability_errors,
@@ -71,12 +72,14 @@ def measure(table: Table, asked: Asked, *, progress: Progress = QUIET) -> Measur
     """
     found = table.predictions
     clusters = clusters_of(table.patients)
-    points = _statistic(found, asked, ranked=True)(np.ones((1, len(found))))
+    points = as_they_are(_statistic(found, asked, ranked=True), len(found))
     ranked = asked.positive is not None or len(asked.classes) * len(found) * asked.resamples <= MOST_RANKED
     statistic = _statistic(found, asked, ranked=ranked)
     values = bootstrap(statistic, clusters, resamples=asked.resamples, seed=asked.seed, progress=progress)
     spans = intervals(values, clusters)
-    metrics = evaluation_metrics(found.probabilities, found.labels, positive=asked.positive)
+    metrics = {
+        name: float(value) for name, value in points.items() if value.ndim == 0 and "/" not in name and name != "absent"
+    }
     body: dict[str, Any] = {
         "metrics": as_json(metrics),
         "intervals": _shown(metrics, spans),
@@ -121,7 +124,7 @@ def _statistic(found: Predictions, asked: Asked, *, ranked: bool) -> Statistic:
 
 
 def _named_part(prefix: str, points: dict[str, Values], spans: dict[str, Interval]) -> dict[str, Any]:
-    metrics = {name.removeprefix(prefix): float(v[0]) for name, v in points.items() if name.startswith(prefix)}
+    metrics = {name.removeprefix(prefix): float(value) for name, value in points.items() if name.startswith(prefix)}
     found = {name.removeprefix(prefix): span for name, span in spans.items() if name.startswith(prefix)}
     return {"metrics": as_json(metrics), "intervals": _shown(metrics, found)}
 
@@ -138,7 +141,7 @@ def _per_class(
     names = [name.removeprefix("class/") for name in points if name.startswith("class/")]
     rows = []
     for index, title in enumerate(classes):
-        metrics = {name: float(points[f"class/{name}"][0, index]) for name in names}
+        metrics = {name: float(points[f"class/{name}"][index]) for name in names}
         drawn = {name: values[f"class/{name}"][:, index] for name in names if f"class/{name}" in values}
         spans = _shown(metrics, intervals(drawn, clusters))
         rows.append({"class": title, "n": int(counts[index]), "metrics": as_json(metrics), "intervals": spans})

@@ -1,4 +1,4 @@
-"""Classification metrics of one set of predictions: torchmetrics' numbers, with undefined values said to be so."""
+"""Metrics while training, curves and counts of one set of predictions; undefined values are said to be so."""
 
 from __future__ import annotations
 
@@ -55,40 +55,6 @@ def classification_metrics(probabilities: Floats, labels: Integers, *, positive:
     if classes > 5:
         values["top5_accuracy"] = float(multiclass_accuracy(scores, target, classes, average="micro", top_k=5))
     return values
-
-
-def evaluation_metrics(probabilities: Floats, labels: Integers, *, positive: int | None) -> dict[str, float]:
-    """`classification_metrics` and more, for the record of an evaluation (training does not wait for these).
-
-    With `positive`: precision, balanced_accuracy (the mean of sensitivity and specificity), average_precision, brier
-    (mean square of the positive's probability minus the truth) and ece (expected calibration error of the positive's
-    probability in 15 equal bins). Without: balanced_accuracy, macro_precision, macro_specificity,
-    macro_average_precision as `weighted.class_decisions` and `ranking` define them, brier (mean over images of the sum
-    over classes) and ece (of the most probable class). Undefined values are nan.
-    """
-    from torchmetrics.functional.classification import binary_average_precision, binary_precision
-
-    from mstl.evaluation.weighted import many_classes, probability_errors, unweighted  # training needs no scipy
-
-    found = classification_metrics(probabilities, labels, positive=positive)
-    n = len(labels)
-    if positive is None:
-        more = unweighted(many_classes(probabilities, labels, ranked=True), n)
-        names = ("balanced_accuracy", "macro_precision", "macro_specificity", "macro_average_precision", "brier", "ece")
-        return {**found, **{name: more[name] for name in names}}
-    positives, predicted = labels == positive, probabilities.argmax(1) == positive
-    scores = probabilities[:, positive]
-    errors = unweighted(probability_errors(scores, positives, (scores.astype(np.float64) - positives) ** 2), n)
-    target = _tensor(positives.astype(np.int64))
-    return {
-        **found,
-        "precision": float(binary_precision(_tensor(predicted.astype(np.int64)), target))
-        if predicted.any()
-        else math.nan,
-        "balanced_accuracy": (found["sensitivity"] + found["specificity"]) / 2,
-        "average_precision": float(binary_average_precision(_tensor(scores), target)) if positives.any() else math.nan,
-        **errors,
-    }
 
 
 def roc_curve(scores: Floats, positives: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -95,6 +95,14 @@ def gather_predictions(predictions: Predictions) -> Predictions:
     )
 
 
+def check_numbers(probabilities: NDArray[np.floating], who: str) -> None:
+    """Raise MstlError unless all are finite; a network whose training diverged gives nan for every image."""
+    if not np.isfinite(probabilities).all():
+        raise MstlError(
+            who, why="its network answers with what is no number", remedy="Train it again, with a smaller optim.lr"
+        )
+
+
 def positive_class(classes: Sequence[str], name: str | None = None) -> int | None:
     """Which of two classes counts as positive: the one named COVID or COVID-19, else the last; None unless binary.
 

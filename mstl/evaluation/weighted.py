@@ -20,6 +20,8 @@ Values = NDArray[np.float64]
 Statistic = Callable[[Values], dict[str, Values]]
 
 TOP = 5
+# "NAME#low" is no metric, but what the lower end of NAME's interval is taken from (`probability_errors`).
+LOW = "#low"
 
 
 def together(*statistics: Statistic) -> Statistic:
@@ -36,9 +38,15 @@ def renamed(statistic: Statistic, prefix: str) -> Statistic:
     return lambda weights: {prefix + name: value for name, value in statistic(weights).items()}
 
 
+def as_they_are(statistic: Statistic, n: int) -> dict[str, Values]:
+    """The metrics [] or […] of N images, each counted once."""
+    found = statistic(np.ones((1, n)))
+    return {name: value[0] for name, value in found.items() if not name.endswith(LOW)}
+
+
 def unweighted(statistic: Statistic, n: int) -> dict[str, float]:
-    """A statistic of N images as they are; only values that are one number each."""
-    return {name: float(value[0]) for name, value in statistic(np.ones((1, n))).items() if value.ndim == 1}
+    """The metrics of N images that are one number each."""
+    return {name: float(value) for name, value in as_they_are(statistic, n).items() if value.ndim == 0}
 
 
 def mean(values: Floats) -> Statistic:
@@ -144,14 +152,26 @@ def roc_heights(scores: Floats, positives: NDArray[np.bool_], grid: Floats) -> S
 
 
 def probability_errors(confidences: Floats, hits: NDArray[np.bool_], squared: Values) -> Statistic:
-    """Brier score (mean of `squared` [N]) and expected calibration error of confidences [N] that hits [N] are true."""
+    """Brier score (mean of `squared` [N]) and expected calibration error of confidences [N] that hits [N] are true.
+
+    Chance alone opens gaps in every bin, so that the ECE is too large, and that of a resample larger still: its middle
+    95 % would lie above the truth, even above what was measured. "ece#low" is what was measured minus all the gaps
+    that resampling opened; by the triangle inequality its lower 2.5 % is a lower limit that holds at least as often.
+    """
     gaps = np.zeros((len(confidences), BINS))
     gaps[np.arange(len(confidences)), bins_of(confidences)] = hits - confidences.astype(np.float64)
+    measured = gaps.mean(0)
 
     def values(weights: Values) -> dict[str, Values]:
         total = weights.sum(1)
         # Σ_b n_b/n · |mean hit − mean confidence| over bins b; n_b cancels.
-        return {"brier": weights @ squared / total, "ece": np.abs(weights @ gaps).sum(1) / total}
+        drawn = weights @ gaps / total[:, None]
+        opened = np.abs(drawn - measured).sum(1)
+        return {
+            "brier": weights @ squared / total,
+            "ece": np.abs(drawn).sum(1),
+            f"ece{LOW}": np.abs(measured).sum() - opened,
+        }
 
     return values
 

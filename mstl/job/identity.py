@@ -108,7 +108,9 @@ def _differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     # Where the shard set or the parent lies does not matter, what it holds does.
     pairs = [(name, new[name], old.get(name)) for name in ("stage", "model", "seed")]
     pairs += [("ssl", new["ssl"] or OURS, old.get("ssl") or OURS)]  # absent from runs before there were others
-    pairs += [("shards", new["shards"]["digest"], old["shards"]["digest"])]
+    if new["shards"]["digest"] != old["shards"]["digest"]:
+        sets = [f"{body['shards']['path']} ({body['shards']['digest'][:8]})" for body in (new, old)]
+        pairs += [("shards", sets[0], sets[1])]
     if (new["parent"] or {}).get("digest") != (old["parent"] or {}).get("digest"):
         names = [f"{body['parent']['path']} ({body['parent']['digest'][:8]})" if body["parent"] else "none"
                  for body in (new, old)]  # fmt: skip

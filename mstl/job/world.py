@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from mstl.job.request import Job
 from shards.errors import MstlError
 from shards.plan import Plan
@@ -15,6 +17,16 @@ def check_world(job: Job, world: int) -> None:
     At every step, that of an epoch's remainder included, each rank must hold two images, and two in each of the parts
     of `engine.accumulate`.
     """
+    try:
+        _check(job, world)
+    except MstlError as error:
+        if job.previous is None:
+            raise
+        # The run in --out keeps its batch size and its parts: only the number of ranks may be another.
+        raise MstlError(error.what, why=error.why, remedy=_other_ranks(job, world)) from error
+
+
+def _check(job: Job, world: int) -> None:
     batch, parts = job.recipe.data.batch_size, job.recipe.engine.accumulate
     if batch % world:
         raise _refusal(batch, f"it cannot be shared equally by {world} ranks", _nearest(job, world))
@@ -39,6 +51,19 @@ def check_world(job: Job, world: int) -> None:
             "and batch normalisation needs two",
             _nearest(job, world),
         )
+
+
+def _other_ranks(job: Job, world: int) -> str:
+    """How the run in --out can go on: by the largest number of ranks below `world` that can share its batches.
+
+    Not with ZeRO 1 and 2, where only as many can go on as began it.
+    """
+    held = [] if job.previous is None else [job.previous.body["world_size"]]
+    for ranks in held if job.recipe.engine.zero else range(world - 1, 0, -1):
+        with suppress(MstlError):
+            _check(job, ranks)
+            return f"The run in {job.out} can go on with {'1 rank' if ranks == 1 else f'{ranks} ranks'}"
+    return "Train into another --out"
 
 
 def _plan(job: Job, world: int, batch: int) -> Plan:

@@ -38,6 +38,11 @@ class MeasuredPart(Part):
     same_as_run: bool
 
 
+class IntervalPart(Part):
+    low: float | None
+    high: float | None
+
+
 class EvaluationPart(Part):
     """metrics.json of an evaluation."""
 
@@ -45,6 +50,7 @@ class EvaluationPart(Part):
     classes: list[str]
     positive: str | None
     metrics: dict[str, float | None]
+    intervals: dict[str, IntervalPart | None] = Field(default_factory=dict)  # newer than the first evaluations
     shards: MeasuredPart
 
     @model_validator(mode="after")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
-from mstl.evaluation.intervals import LEVEL, RESAMPLES, Interval, bootstrap, clusters_of, interval
-from mstl.evaluation.predictions import Table, read_table
+from mstl.evaluation.intervals import LEVEL, RESAMPLES, bootstrap, clusters_of, interval
+from mstl.evaluation.predictions import read_table
 from mstl.evaluation.weighted import decisions, ranking, together
 from mstl.study.study_files import Result
 from shards.errors import MstlError
@@ -37,9 +37,7 @@ class Estimate:
     span: Span | None
 
 
-def estimate(
-    values: Mapping[int, float], images: Span | None, bounds: Span = (-math.inf, math.inf)
-) -> Estimate | None:
+def estimate(values: Mapping[int, float], images: Span | None, bounds: Span = (-math.inf, math.inf)) -> Estimate | None:
     """The estimate of values by seed; None without any. images: an interval around their mean for other images.
 
     The two intervals' reaches to each side are added as squares: the variance of the mean is that over images plus the
@@ -53,15 +51,18 @@ def estimate(
     reach = 0.0 if sd is None else float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
     low, high = (mean, mean) if images is None else images
     both = (mean - math.hypot(reach, mean - low), mean + math.hypot(reach, high - mean))
-    cut = lambda span: (max(bounds[0], span[0]), min(bounds[1], span[1]))  # noqa: E731
     return Estimate(
         mean=mean,
         sd=sd,
         seeds=tuple(values),
-        seeds_span=None if sd is None else cut((mean - reach, mean + reach)),
-        images_span=None if images is None else cut(images),
-        span=None if sd is None and images is None else cut(both),
+        seeds_span=None if sd is None else _cut((mean - reach, mean + reach), bounds),
+        images_span=None if images is None else _cut(images, bounds),
+        span=None if sd is None and images is None else _cut(both, bounds),
     )
+
+
+def _cut(span: Span, bounds: Span) -> Span:
+    return max(bounds[0], span[0]), min(bounds[1], span[1])
 
 
 def level(results: Sequence[Result], metric: str, bounds: Span) -> Estimate | None:
@@ -89,20 +90,18 @@ def contrast(parts: Sequence[tuple[int, Sequence[Result]]], metric: str) -> Esti
     Only seeds that every part has are used; None without any, and where the parts were not measured on the same
     images. The interval for other images is that of the mean over seeds, all runs in the same resamples.
     """
-    by_seed = [
-        (sign, {r.node.seed: r for r in results if r.values.get(metric) is not None}) for sign, results in parts
-    ]
+    by_seed = [(sign, {r.node.seed: r for r in results if r.values.get(metric) is not None}) for sign, results in parts]
     seeds = sorted(set.intersection(*(set(results) for _, results in by_seed)))
     used = [(sign, results[seed]) for seed in seeds for sign, results in by_seed]
     if not used or len({result.images for _, result in used}) > 1:
         return None
     values = {seed: sum(sign * results[seed].values[metric] for sign, results in by_seed) for seed in seeds}
-    drawn = [(sign, _resampled(result, metric)) for sign, result in used]
+    drawn = [_resampled(result, metric) for _, result in used]
+    signed = [sign * one for (sign, _), one in zip(used, drawn, strict=True) if one is not None]
     images = None
-    if all(one is not None for _, one in drawn):
-        span: Interval = interval(sum(sign * one for sign, one in drawn if one is not None) / len(seeds))
-        if span.low is not None and span.high is not None:
-            images = (span.low, span.high)
+    if len(signed) == len(used):
+        found = interval(np.sum(signed, axis=0) / len(seeds))
+        images = None if found.low is None or found.high is None else (found.low, found.high)
     return estimate(values, images)
 
 
@@ -111,16 +110,19 @@ def _resampled(result: Result, metric: str) -> NDArray[np.float64] | None:
     if result.positive is None or metric not in ("accuracy", "f1", "auc"):
         return None
     try:
-        return _draws(result.folder / "predictions.csv", result.positive)[metric]
+        return _draws(result.folder / "predictions.csv", result.positive).get(metric)
     except MstlError:
         return None  # the page names such files (`mstl.study.study_files`)
 
 
 @cache
 def _draws(file: Path, positive: int) -> dict[str, NDArray[np.float64]]:
-    """The same seed for all: runs that were measured on the same images are resampled alike."""
-    table: Table = read_table(file, classes=2, positive=positive)
+    """The same seed for all: runs that were measured on the same images are resampled alike. Empty of one cluster."""
+    table = read_table(file, classes=2, positive=positive)
+    clusters = clusters_of(table.patients)
+    if clusters.count < 2:
+        return {}
     found = table.predictions
     scores, positives = found.probabilities[:, positive], found.labels == positive
     statistic = together(decisions(positives, found.probabilities.argmax(1) == positive), ranking(scores, positives))
-    return bootstrap(statistic, clusters_of(table.patients), resamples=RESAMPLES, seed=0)
+    return bootstrap(statistic, clusters, resamples=RESAMPLES, seed=0)

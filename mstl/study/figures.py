@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.typing import DrawStyleType
 from numpy.typing import NDArray
@@ -264,6 +265,9 @@ def panel(axes: Axes, title: str) -> Axes:
 
 def to_png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file, the same for the same figure."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)  # a class or a run may be called $x$
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
     return file.getvalue()

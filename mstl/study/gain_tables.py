@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mstl.study.estimates import contrast
 from mstl.study.paper_tables import SETTINGS, THREE, Pair, Shelf, baseline_of, networks_of, shelf, tuned_column
-from mstl.study.reported import PAPER_NETWORKS, Reported, reported_difference
+from mstl.study.reported import Reported, reported_difference
 from mstl.study.study_files import StudyFacts
 from mstl.study.table import Cell, Column, Place, Row, Table, letters, marks_of, notes_on
 
@@ -34,11 +34,8 @@ def _gains(facts: StudyFacts, places: Shelf, pairs: list[Pair]) -> Table:
     for network in networks_of(facts):
         for column, base in pairs:
             sides = [places.get((network, one), Place()) for one in (column, base)]
-            if network not in PAPER_NETWORKS and not all(side.nodes for side in sides):
-                continue
-            cells = tuple(_cell(sides, (1, -1), name, _printed(network, column, base, name), known)
-                          for name, _ in THREE)  # fmt: skip
-            rows.append(Row(network=network, column=f"{column}-{base}", setting=_setting(column, base), cells=cells))
+            cells = [_cell(sides, (1, -1), name, _printed(network, column, base, name), known) for name, _ in THREE]
+            rows += _row(network, column, base, sides, cells)
     return _table("gains", "Gains by transfer", _ABOUT, rows, places, known)
 
 
@@ -52,18 +49,22 @@ def _benefits(facts: StudyFacts, places: Shelf, pairs: list[Pair]) -> Table:
         for column, base in pairs:
             keys = [(network, column), (network, base), (other, column), (other, base)]
             sides = [places.get(key, Place()) for key in keys]
-            if network not in PAPER_NETWORKS and not all(side.nodes for side in sides):
-                continue
             cells = []
             for name, _ in THREE:
                 printed = [_printed(one, column, base, name) for one in (network, other)]
                 value = None if printed[0] is None or printed[1] is None else printed[0] - printed[1]
                 cells.append(_cell(sides, (1, -1, -1, 1), name, value, known))
-            rows.append(
-                Row(network=network, column=f"{column}-{base}", setting=_setting(column, base), cells=tuple(cells))
-            )
+            rows += _row(network, column, base, sides, cells)
     about = "The gain of a network with attention less that of the baseline of the same depth. " + _ABOUT
     return _table("benefits", "Benefit of attention", about, rows, places, known)
+
+
+def _row(network: str, column: str, base: str, sides: list[Place], cells: list[Cell]) -> list[Row]:
+    """One row, or none where the paper prints nothing and the study has not all sides."""
+    if not all(side.nodes for side in sides) and all(cell.reported is None for cell in cells):
+        return []
+    setting = f"{SETTINGS.get(column, column)} − {SETTINGS.get(base, base)}"
+    return [Row(network=network, column=f"{column}-{base}", setting=setting, cells=tuple(cells))]
 
 
 def _cell(
@@ -84,10 +85,6 @@ def _cell(
 
 def _printed(network: str, column: str, base: str, metric: str) -> float | None:
     return reported_difference((network, column), (network, base), metric)
-
-
-def _setting(column: str, base: str) -> str:
-    return f"{SETTINGS.get(column, column)} − {SETTINGS.get(base, base)}"
 
 
 def _table(name: str, title: str, about: str, rows: list[Row], places: Shelf, known: dict[str, str]) -> Table:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mstl.study.estimates import contrast, level
 from mstl.study.reported import PAPER_NETWORKS, reported
-from mstl.study.study_files import NodePart, StudyFacts
+from mstl.study.study_files import StudyFacts
+from mstl.study.study_parts import NodePart
 from mstl.study.table import Cell, Column, Place, Row, Table, Unit, letters, marks_of, notes_on
 
 Shelf = Mapping[tuple[str, str], Place]  # network, column
@@ -35,7 +36,7 @@ class Shape:
 _TABLE1 = Shape(
     number=1,
     title="Supervised learning on natural images",
-    about="Top-1 and top-5 accuracy after STL-N.",
+    about="Top-1 and top-5 accuracy after STL-N. Gains have an interval for other seeds only.",
     columns=(("", ""),),
     metrics=(("accuracy", "Top-1 accuracy"), ("top5_accuracy", "Top-5 accuracy")),
     over="baseline",

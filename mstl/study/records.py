@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mstl.evaluation.metrics import roc_curve
+from mstl.evaluation.predictions import read_table
 from mstl.runs import RunRecord, best_validation, open_run, read_metrics
 from mstl.study.checks import check_evaluation, check_log
 from mstl.study.figures import Curve
@@ -118,17 +116,18 @@ class RunFacts:
         file = self.record.path / "evaluation" / split / "predictions.csv"
         if evaluation is None or evaluation.get("positive") is None or not file.is_file():
             return None
-        scores, labels = read_predictions(file)
-        if len(scores) != evaluation["n"]:
+        positive = evaluation["classes"].index(evaluation["positive"])
+        found = read_table(file, classes=2, positive=positive).predictions
+        if len(found) != evaluation["n"]:
             raise MstlError(
                 str(file),
-                why=f"it has {len(scores)} rows, and metrics.json counts {evaluation['n']} images",
+                why=f"it has {len(found)} rows, and metrics.json counts {evaluation['n']} images",
                 remedy="Evaluate the run again",
             )
-        positives = labels == evaluation["classes"].index(evaluation["positive"])
+        positives = found.labels == positive
         if positives.all() or not positives.any():
             return None
-        x, y = roc_curve(scores, positives)
+        x, y = roc_curve(found.probabilities[:, positive], positives)
         return Curve(name=self.name, x=x, y=y)
 
 
@@ -200,21 +199,6 @@ def heatmaps(runs: Sequence[Path], split: str = "test") -> dict[str, Path]:
     files = [heatmap_path(run, split) for run in runs]
     names = _short_names(runs)
     return {f"{name}, {split} split": file for name, file in zip(names, files, strict=True) if file.is_file()}
-
-
-def read_predictions(file: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The probability and label columns of a two-class predictions.csv; raises MstlError without them or any row."""
-    try:
-        with file.open(newline="") as text:
-            rows = [(float(row["probability"]), int(row["label"])) for row in csv.DictReader(text)]
-        if not rows:
-            raise ValueError("no rows")
-        if not all(math.isfinite(score) and label in (0, 1) for score, label in rows):
-            raise ValueError("a probability that is no number, or a label that is not 0 or 1")
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise MstlError(str(file), why=f"it cannot be read ({error!r})", remedy="Evaluate the run again") from error
-    scores, labels = zip(*rows, strict=True)
-    return np.array(scores, dtype=np.float64), np.array(labels, dtype=np.int64)
 
 
 def transfer_gains(runs: Sequence[RunFacts], split: str) -> list[tuple[str, dict[str, float]]]:

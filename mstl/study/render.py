@@ -11,7 +11,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mstl.study.estimates import Estimate
+from mstl.study.figures import DOTS_PER_INCH
 from shards.errors import MstlError
+
+_CSS_PIXELS_PER_INCH = 96
+_WIDEST = 1060  # what the page holds
 
 STAGE_NAMES = {
     "stl_n": ("STL-N", "supervised, natural images"),
@@ -24,10 +29,11 @@ STAGE_NAMES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A figure of the report: PNG bytes, the caption under it and the width it is shown at in CSS pixels."""
+    """A figure of a page: PNG bytes, the caption under it, what it shows in words, its width in CSS pixels."""
 
     png: bytes
     caption: str
+    alt: str
     width: int
 
     @property
@@ -35,9 +41,9 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
-def render(**values: Any) -> str:
-    """The text of report.html.jinja; a value the template asks for and does not get is an error."""
-    return _environment().get_template("report.html.jinja").render(**values)
+def render(template: str, **values: Any) -> str:
+    """The text of a page from its template; a value that it asks for and does not get is an error."""
+    return _environment().get_template(template).render(**values)
 
 
 def _environment() -> Environment:
@@ -57,8 +63,17 @@ def _environment() -> Environment:
         breakable=_breakable,
         leakage=_leakage,
         value=_value,
+        mean=_mean,
+        span=_span,
+        printed=_printed,
     )
     return environment
+
+
+def natural_width(png: bytes) -> int:
+    """The width in CSS pixels at which a PNG of our figures has its letters at their nominal size, or the page's."""
+    pixels = int.from_bytes(png[16:20], "big")  # of the header
+    return min(_WIDEST, round(pixels * _CSS_PIXELS_PER_INCH / DOTS_PER_INCH))
 
 
 def read_png(path: Path) -> bytes:
@@ -72,12 +87,38 @@ def read_png(path: Path) -> bytes:
     return data
 
 
+def _figure(value: float, unit: str) -> str:
+    """A figure in its unit, with as many digits as the paper prints; fractions are shown of 100."""
+    if unit == "bits":
+        return _minus(f"{value:.3f}")
+    return _minus(f"{100 * value:+.1f}" if unit == "points" else f"{100 * value:.1f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _mean(estimate: Estimate, unit: str) -> str:
+    """Mean ± standard deviation over seeds, without the latter for one seed."""
+    spread = "" if estimate.sd is None else f" ± {_figure(estimate.sd, unit).removeprefix('+')}"
+    return _figure(estimate.mean, unit) + spread
+
+
+def _span(span: tuple[float, float], unit: str) -> str:
+    return f"[{_figure(span[0], unit)}, {_figure(span[1], unit)}]"
+
+
+def _printed(value: float, unit: str) -> str:
+    """A figure of the paper, as it prints it."""
+    return _minus(f"{value:.3f}" if unit == "bits" else f"{value:+.1f}" if unit == "points" else f"{value:.1f}")
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
 def _points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    return "" if value is None else _figure(value, "points")
 
 
 def _number(value: float | None, digits: int = 3) -> str:

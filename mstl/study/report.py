@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mstl.recipes.rules import IDLE
 from mstl.runs import now
 from mstl.study.checks import check_output
 from mstl.study.figures import Curve, loss_figure, roc_figure
+from mstl.study.provenance import grouped, recipe_rows
 from mstl.study.records import RunFacts, read_runs, transfer_gains
 from mstl.study.render import Picture, read_png, render
 from shards.errors import MstlError
@@ -48,6 +48,7 @@ def write_report(out: Path, *, title: str, runs: Sequence[Path], images: Mapping
     facts = read_runs(runs)
     judged = [run for run in facts if run.record.stage in JUDGED_STAGES]
     page = render(
+        "report.html.jinja",
         title=title,
         made=now(),
         synthetic=_synthetic_note(facts),
@@ -55,10 +56,13 @@ def write_report(out: Path, *, title: str, runs: Sequence[Path], images: Mapping
         results=_results(judged),
         roc=_roc_pictures(judged),
         losses=_loss_picture(facts),
-        heatmaps=[Picture(png=read_png(path), caption=name, width=820) for name, path in (images or {}).items()],
-        recipes=[{"run": run, "rows": _recipe_rows(run)} for run in facts],
+        heatmaps=[
+            Picture(png=read_png(path), caption=name, alt=f"heatmaps: {name}", width=820)
+            for name, path in (images or {}).items()
+        ],
+        recipes=[_recipe(run) for run in facts],
         runs=facts,
-        software=_software(facts),
+        software=grouped((run.name, run.record.body["software"]) for run in facts),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page.encode())
@@ -130,11 +134,13 @@ def _roc_pictures(judged: Sequence[RunFacts]) -> list[Picture]:
             curves.append(replace(curve, name=f"{curve.name}: {'' if auc is None else f'AUC {auc:.3f}'}"))
     if not curves:
         return []
-    pictures = [Picture(png=roc_figure(curves, title=f"ROC, {SPLIT} split"), caption="", width=400)]
+    png = roc_figure(curves, title=f"ROC, {SPLIT} split")
+    pictures = [Picture(png=png, caption="ROC curves of the runs above", alt="ROC curves", width=400)]
     for run in judged:
         file = run.record.path / "evaluation" / SPLIT / "confusion.png"
         if file.is_file():
-            pictures.append(Picture(png=read_png(file), caption=run.name, width=310))
+            alt = f"confusion matrix of {run.name}"
+            pictures.append(Picture(png=read_png(file), caption=run.name, alt=alt, width=310))
     return pictures
 
 
@@ -153,45 +159,13 @@ def _loss_picture(facts: Sequence[RunFacts]) -> Picture | None:
     caption = (
         "Training loss, as logged (faint) and averaged over the last twentieth of the steps (bold). Scales differ."
     )
-    return Picture(png=loss_figure(curves), caption=caption, width=1060 if len(curves) > 3 else 280 * len(curves))
+    width = 1060 if len(curves) > 3 else 280 * len(curves)
+    return Picture(png=loss_figure(curves), caption=caption, alt="training loss of each run", width=width)
 
 
-def _recipe_rows(run: RunFacts) -> list[dict[str, Any]]:
-    """Every field as used, as this program resolves the paper, and as the paper prints it where that differs."""
-    reasons: Mapping[str, str] = run.record.body.get("reasons", {})
-    resolved: Mapping[str, Any] = run.record.body.get("resolved", {})
-    printed: Mapping[str, Any] = run.record.body.get("printed", {})
-    rows = []
-    for section, fields in run.record.recipe.items():
-        for field, used in fields.items():
-            name = f"{section}.{field}"
-            if name in IDLE.get(run.record.title, ()):
-                continue
-            rows.append(
-                {
-                    "field": name,
-                    "used": used,
-                    "resolved": resolved.get(name),
-                    "printed": printed.get(name, {}).get("value"),
-                    "why": "; ".join(filter(None, (reasons.get(name), printed.get(name, {}).get("why")))),
-                    "changed": name in resolved and used != resolved[name],
-                }
-            )
-    return rows
-
-
-def _software(facts: Sequence[RunFacts]) -> list[dict[str, Any]]:
-    """Each set of versions once, with the runs that used it."""
-    sets: list[dict[str, Any]] = []
-    for run in facts:
-        versions = run.record.body.get("software", {})
-        for entry in sets:
-            if entry["versions"] == versions:
-                entry["runs"].append(run.name)
-                break
-        else:
-            sets.append({"versions": versions, "runs": [run.name]})
-    return sets
+def _recipe(run: RunFacts) -> dict[str, Any]:
+    note = f"{run.record.title}, flavour {run.record.body['flavour']}"
+    return {"name": run.name, "note": note, "rows": recipe_rows(run.record)}
 
 
 def _synthetic_note(facts: Sequence[RunFacts]) -> str:

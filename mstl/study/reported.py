@@ -22,7 +22,7 @@ Key = tuple[int, str, str | None, str]  # table, network, column, metric
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reported:
-    """A printed figure, in percent (Table 6: bits). gain: the improvement printed beside it; misprint: what is wrong."""
+    """A printed figure, in percent (Table 6: bits). gain: the improvement printed beside it; misprint: its error."""
 
     value: float
     gain: float | None = None

@@ -22,7 +22,8 @@ COPY_NAME = "study.toml"
 LEEP_NAME = "leep.json"
 HEATMAPS_NAME = "heatmaps.png"
 LOCK_NAME = ".study.lock"  # held while a study runs
-_OWN = frozenset({LOCK_NAME, COPY_NAME, "runs", "leep"})  # what a study whose study.json is gone still has
+# What a study whose study.json is gone still has.
+_OWN = frozenset({LOCK_NAME, COPY_NAME, "runs", "leep", "report.html", "report-tables"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,110 +9,20 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mstl.evaluation.predictions import read_table
-from mstl.run_body import Part, check_part
+from mstl.run_body import check_part
 from mstl.runs import RunRecord, open_run
 from mstl.study.checks import check_evaluation
 from mstl.study.state import LEEP_NAME, LOCK_NAME, STUDY_NAME, STUDY_SCHEMA
+from mstl.study.study_parts import LeepPart, NodePart, StudyPart
 from shards.errors import MstlError
 from shards.files import lock_file
 
 AGAIN = "Bring it back, or run mstl run again: what has run is found again"
 # More than two classes have means over the classes in the places of the two-class metrics.
 OVER_CLASSES = {"macro_f1": "f1", "macro_auc": "auc"}
-
-
-class SplitPart(Part):
-    samples: int
-    digest: str
-
-
-class DataPart(Part):
-    name: str
-    path: str
-    digest: str
-    source: str
-    splits: dict[str, SplitPart]
-
-
-class ErrorPart(Part):
-    what: str
-    why: str
-    remedy: str
-    log: str
-
-
-class NodePart(Part):
-    """A node as study.json has it."""
-
-    id: str
-    name: str
-    kind: Literal["train", "leep"]
-    network: str
-    seed: int
-    stage: str | None
-    ssl: str | None
-    column: str | None
-    parents: list[str]
-    digest: str
-    state: str
-    path: str
-    log: str
-    error: ErrorPart | None
-    seconds: float | None
-    steps: int | None
-    recipe_digest: str | None
-    data: DataPart
-    evaluate: list[str]
-    explain: int
-    leakage: str
-    substitution: str | None
-
-
-class CodePart(Part):
-    version: str
-    revision: str | None
-    dirty: bool
-    sha256: str
-
-
-class StudyPart(Part):
-    """study.json."""
-
-    name: str
-    title: str
-    file_sha256: str
-    code: CodePart
-    created: str
-    updated: str
-    columns: list[str]
-    nodes: list[NodePart]
-
-
-class LeepTargetPart(Part):
-    digest: str
-    split: str
-    n: int
-    floor_nats: float
-
-
-class LeepSourcePart(Part):
-    kind: str
-    chain: list[str]
-    nats: float
-    bits: float
-    notes: list[str]
-
-
-class LeepPart(Part):
-    """leep.json of a study's node: one source with a score."""
-
-    target: LeepTargetPart
-    sources: list[LeepSourcePart]
-    device: str
-    software: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,13 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 from mstl.study.estimates import Estimate, Span
 from mstl.study.reported import Reported
-from mstl.study.study_files import NodePart, Result
+from mstl.study.study_files import Result
+from mstl.study.study_parts import NodePart
 
 Unit = Literal["percent", "points", "bits"]
 FEW_SEEDS = 5  # below it an interval over seeds is a rough one (ours; the paper names no number of runs)
@@ -80,6 +82,15 @@ class Table:
     @property
     def has_settings(self) -> bool:
         return any(row.setting for row in self.rows)
+
+    @property
+    def has_reported(self) -> bool:
+        return any(cell.reported is not None for row in self.rows for cell in row.cells)
+
+    @property
+    def blocks(self) -> list[tuple[str, list[Row]]]:
+        """The rows of each network, in order."""
+        return [(network, list(rows)) for network, rows in groupby(self.rows, key=lambda row: row.network)]
 
     @property
     def misprints(self) -> list[str]:

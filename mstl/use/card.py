@@ -5,10 +5,8 @@ Every number is read from the run's own files; what was never measured is said t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,11 +17,11 @@ from mstl.study.records import RunFacts, read_runs
 from mstl.study.render import STAGE_NAMES
 from mstl.use.card_data import Counted, counted
 from mstl.use.card_parts import chain, leakage, limits, origin, recipe, results
+from mstl.use.network import operating_text
 from shards.files import sha256_file, write_atomic
 from shards.schema import Manifest
 
 CARD_NAME = "model_card.md"
-STAGE = "finetune"  # whose runs get a card: those that say something of an image of a patient
 
 
 def write_card(run: Path, *, shards: Path | None = None, manifest: Manifest | None = None) -> Path:
@@ -41,15 +39,16 @@ def write_card(run: Path, *, shards: Path | None = None, manifest: Manifest | No
     return file
 
 
-def leave_card(run: Path, *, shards: Path | None = None, manifest: Manifest | None = None) -> str:
+def leave_card(run: Path, *, shards: Path | None, manifest: Manifest | None) -> str | None:
     """Write the card as the last thing after a training or evaluation, of which it must lose nothing.
 
-    Returns what the user should hear: where it is, or why there is none.
+    Returns why there is none, None when there is one.
     """
     try:
-        return f"model card: {write_card(run, shards=shards, manifest=manifest)}"
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with the card, the run is done and stays so
-        return f"no model card was written: {type(error).__name__}: {error}"
+        write_card(run, shards=shards, manifest=manifest)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the card, the work before it is done
+        return f"no model card was written for {run} ({type(error).__name__}: {error})"
+    return None
 
 
 def render(run: RunFacts, data: Counted | None) -> str:
@@ -65,10 +64,10 @@ def render(run: RunFacts, data: Counted | None) -> str:
         loader=PackageLoader("mstl.use", "."), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters.update(cell=_cell, given=_given, duration=lambda seconds: str(timedelta(seconds=round(seconds))))
-    text = environment.get_template("card.md.jinja").render(
+    environment.filters.update(cell=_cell, given=_given, duration=_duration)
+    return environment.get_template("card.md.jinja").render(
         run=run,
-        record=_Record(record.body),
+        record=record.body,
         classes=record.classes,
         positive=None if positive is None else record.classes[positive],
         stage_title=STAGE_NAMES.get(record.stage, (record.stage, ""))[0],
@@ -87,49 +86,18 @@ def render(run: RunFacts, data: Counted | None) -> str:
         if scores
         else None,
         results=measured,
-        operating=_operating_text(operating, positive is not None),
+        operating=operating_text(operating, classes=len(record.classes), run="RUN"),
         calibration=_calibration_text(operating),
         limits=limits(run, data, measured),
         written=now(),
     )
-    return text
 
 
 _SCORES = ("accuracy", "f1", "macro_f1", "auc", "macro_auc", "sensitivity", "specificity")
 
 
-class _Record:
-    """The record's fields by name, for the template."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._body = body
-
-    def __getitem__(self, name: str) -> Any:
-        return self._body[name]
-
-
 def _operating(run: RunFacts) -> Operating | None:
     return read_operating(run.record.path) if run.record.weights.is_file() else None
-
-
-def _operating_text(chosen: Operating | None, binary: bool) -> str:
-    if not binary:
-        return "There are more than two classes: the most probable one is named"
-    if chosen is None:
-        return "None was chosen: `mstl evaluate RUN` does, on the val split. Until then 0.5 is used"
-    if chosen.origin != "val":
-        return f"{chosen.threshold:g}, " + (
-            "as given" if chosen.origin == "given" else f"since none could be chosen: {chosen.why}"
-        )
-    rates = ", ".join(
-        f"{name} {value:.3f}"
-        for name, value in (("sensitivity", chosen.sensitivity), ("specificity", chosen.specificity))
-        if value is not None
-    )
-    return (
-        f"{chosen.threshold:.4f} ({chosen.rule}), chosen on {chosen.n} {chosen.split} images, where it has {rates}. "
-        "What it has there is optimistic: it was chosen on them"
-    )
 
 
 def _calibration_text(chosen: Operating | None) -> str:
@@ -137,7 +105,9 @@ def _calibration_text(chosen: Operating | None) -> str:
         return "The probabilities were not calibrated."
     if chosen.temperature is None:
         return f"The probabilities were not calibrated: {chosen.temperature_why}."
-    return f"Calibrated probabilities are those at a temperature of {chosen.temperature:.3f}, fitted on the same images."
+    return (
+        f"Calibrated probabilities are those at a temperature of {chosen.temperature:.3f}, fitted on the same images."
+    )
 
 
 def _cell(value: object) -> str:
@@ -148,3 +118,7 @@ def _cell(value: object) -> str:
 
 def _given(value: int | None) -> str:
     return "not counted" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    return f"{timedelta(seconds=round(seconds))} h"

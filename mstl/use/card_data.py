@@ -27,6 +27,7 @@ class Split:
 class Counted:
     """A shard set as a card tells it."""
 
+    modality: str
     splits: tuple[Split, ...]
     refused: int
     duplicates: int
@@ -56,4 +57,10 @@ def counted(folder: Path, manifest: Manifest) -> Counted:
                 unknown=unknown,
             )
         )
-    return Counted(splits=tuple(splits), refused=manifest.refused, duplicates=manifest.duplicates, patients_note=note)
+    return Counted(
+        modality=manifest.modality,
+        splits=tuple(splits),
+        refused=manifest.refused,
+        duplicates=manifest.duplicates,
+        patients_note=note,
+    )

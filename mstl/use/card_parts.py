@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mstl.evaluation.intervals import described
 from mstl.recipes.rules import IDLE
 from mstl.runs import RunRecord
 from mstl.stage_specs import STAGES
@@ -26,7 +27,9 @@ def chain(run: RunFacts) -> list[dict[str, str]]:
     facts, parent = run.record, run.parent
     while parent is not None and len(rows) < LONGEST_CHAIN:
         if parent.run is None:
-            rows.append({"stage": parent.title, "model": "", "source": "", "instead": "", "digest": f"`{parent.digest}`"})
+            rows.append(
+                {"stage": parent.title, "model": "", "source": "", "instead": "", "digest": f"`{parent.digest}`"}
+            )
             break
         facts = parent.run
         rows.append({**_link(facts), "digest": f"`{parent.digest}`" + (" (others lie there now)" * parent.changed)})
@@ -112,15 +115,8 @@ def _result(split: str, body: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name in names
     ]
-    drawn = body.get("bootstrap", {})
-    method = "No intervals were measured."
-    if drawn:
-        method = (
-            f"Intervals: {drawn['resamples']:,} bootstrap resamples of {drawn['clusters']} "
-            f"{'patients' if drawn['unit'] == 'patient' else 'images'}"
-        )
-        lone = drawn.get("images_without_patient")
-        method += f"; {lone} images have no known patient." if lone else "."
+    drawn = body.get("bootstrap")
+    method = f"{described(drawn)}." if drawn else "No intervals were measured."
     counts = zip(body["classes"], body.get("class_counts", ()), strict=False)
     notes = []
     if operating.get("same_images"):
@@ -148,15 +144,17 @@ def limits(run: RunFacts, data: Counted | None, measured: Sequence[Mapping[str, 
     record = run.record
     source = record.body["shards"]["source"]
     found = [
-        "Not for diagnosis, triage, screening or treatment of anybody; it was never tried in care, has no approval, "
-        "and nobody has shown that using it helps.",
+        "Not for diagnosis, triage, screening or treatment of anybody: nothing in this card shows that it is fit for "
+        "that, and it has no approval as a medical device.",
         f"It knows images like those of {source} alone. Of other scanners, protocols, hospitals, ages, diseases and "
         "times nothing is known here unless a result above was measured on them; of children in particular nothing.",
         "It names one of its classes for any image whatever, also for one that shows no chest.",
     ]
     tests = [result for result in measured if result["split"] == "test"]
     if not tests:
-        found.append("There is no result on a test split: nothing above says how it does on images it was not chosen by.")
+        found.append(
+            "There is no result on a test split: nothing above says how it does on images it was not chosen by."
+        )
     if measured and all(result["same_as_run"] for result in measured):
         found.append("Everything was measured on the data set it was trained with; elsewhere results are often worse.")
     for result in measured:
@@ -176,13 +174,15 @@ def limits(run: RunFacts, data: Counted | None, measured: Sequence[Mapping[str, 
         )
     state = (record.body.get("leakage") or {}).get("state", "never checked")
     if state not in ("checked", "nothing to compare"):
-        found.append(f"Leakage was {state if state != 'never checked' else 'never looked for'}: results may be too good.")
+        found.append(
+            f"Leakage was {state if state != 'never checked' else 'never looked for'}: results may be too good."
+        )
     substituted = [f"{row['source']} for {row['instead'].partition(':')[0]}" for row in chain(run) if row["instead"]]
     if substituted:
         found.append(f"Not the paper's data: {', '.join(substituted)}. The paper's figures do not hold for it.")
     if record.body.get("parent") is None:
         found.append("It was not trained in the paper's stages but from random weights.")
-    if "cxr" not in record.recipe and record.evaluation_inputs.is_grey:
+    if data is not None and data.modality == "ct":
         found.append("CT windows matter: images shown through another window than those it learned from mislead it.")
     return found
 

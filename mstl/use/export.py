@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mstl.runs import now, software
 from mstl.study.checks import check_output
-from mstl.use.formats import INPUT, OUTPUT, as_onnx, as_safetensors, as_torchscript, need_onnx
+from mstl.use.formats import INPUT, OUTPUT, Made, as_onnx, as_safetensors, as_torchscript, need_onnx
 from mstl.use.network import NOT_A_DEVICE, Network, open_network
 from pipelines.loader import Loader
 from pipelines.recipe import Inputs
@@ -33,14 +33,19 @@ _NOISE = (1, 3, 8)  # images of the batches of noise: more than one size, so tha
 _PREFERRED = ("test", "val", "train")  # the split that real images are taken from: the first there is
 Forward = Callable[[Tensor], NDArray[np.float32]]
 
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
+FORMATS: dict[str, Callable[[Network, Tensor], Made]] = {
+    "onnx": as_onnx,
+    "torchscript": as_torchscript,
+    "safetensors": as_safetensors,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
     """How far the exported network was from the run's: the largest difference of a logit on noise and on real images.
 
-    limit: what it had to keep. real: None where there were no real images, because of `why`.
+    limit: what it had to keep, as a share of the largest logit where that is above 1. real: None where there were
+    no real images, because of `why`.
     """
 
     limit: float
@@ -54,6 +59,7 @@ class Checked:
         return {
             "what": "largest absolute difference of a logit from the run's network, in float32 on the CPU",
             "limit": self.limit,
+            "limit_is": "of the largest logit of a batch where that is above 1, else of 1",
             "noise": self.noise,
             "noise_images": self.noise_images,
             "real": self.real,
@@ -85,9 +91,8 @@ def export_run(
         need_onnx()
     network = open_network(run, device=torch.device("cpu"), cache=cache)
     real, why = _real_images(network, cache or CacheOptions(), progress)
-    made = {"onnx": as_onnx, "torchscript": as_torchscript, "safetensors": as_safetensors}[form](
-        network, torch.zeros(2, 3, network.inputs.image_size, network.inputs.image_size)
-    )
+    side = network.inputs.image_size
+    made = FORMATS[form](network, torch.zeros(2, 3, side, side))  # an example of one image would make 1 a special case
     about = describe(network)
     # Safetensors hold weights alone: what runs them is built from the metadata, as a reader would.
     checked = _check(network, made.open(about), real, why, what=f"--format {form} of {run}")

@@ -25,7 +25,7 @@ from shards.sources.extras import need_extra
 from shards.sources.listing import file_blob, named_like_image
 from shards.sources.slices import WINDOWS, Window, parse_window
 
-_KINDS = {"ct": "a CT slice", "cxr": "a radiograph", "natural": "a natural image"}
+_KINDS = {"ct": "CT slice", "cxr": "radiograph", "natural": "natural image"}
 _PATCHES = 64  # across and down, of which each counts as coloured or grey
 _COLOURED = 32  # difference of the largest and smallest channel of a patch, of 255
 _COLOURED_SHARE = 0.1
@@ -171,7 +171,7 @@ def _text(window: Window | None) -> str:
 def _cautions(data: bytes, checked: Checked, named: Named, network: Network) -> Iterator[str]:
     """Plain rules for images unlike those that a network was trained on (ours); silence is no proof of likeness."""
     if named.kind and network.modality is not None and named.kind != network.modality:
-        yield f"it is {_KINDS[named.kind]}, and the network was trained on {_KINDS[network.modality]} each"
+        yield f"it is a {_KINDS[named.kind]}, and the network was trained on {_KINDS[network.modality]}s"
     side = network.inputs.resize
     if 2 * min(checked.width, checked.height) < side:
         yield f"its {checked.width} × {checked.height} pixels are enlarged more than twice, to {side} × {side}"

@@ -50,6 +50,11 @@ class Network:
         return EVEN if chosen is None else chosen
 
     @property
+    def operating_text(self) -> str:
+        """The operating point in a sentence."""
+        return operating_text(self.operating, classes=len(self.record.classes), run=str(self.record.path))
+
+    @property
     def temperature(self) -> float | None:
         """What calibrates the probabilities, where it was fitted."""
         return None if self.operating is None else self.operating.temperature
@@ -95,27 +100,23 @@ def open_network(run: Path, *, device: torch.device, cache: CacheOptions | None 
     )
 
 
-def operating_text(network: Network) -> str:
-    """Where a probability becomes a yes, and where that comes from, in a sentence."""
-    chosen, threshold = network.operating, network.threshold
-    if threshold is None:
-        return f"{len(network.record.classes)} classes: the most probable one is named"
-    if chosen is None:
-        return (
-            f"No operating point was chosen for this run, so {EVEN} is taken (mstl evaluate {network.record.path} "
-            "chooses one, and calibrates)"
-        )
+def operating_text(chosen: Operating | None, *, classes: int, run: str) -> str:
+    """Where a probability becomes a yes for a run of so many classes, and where that comes from; run: its name."""
+    if classes != 2:
+        return f"{classes} classes: the most probable one is named"
+    if chosen is None or chosen.threshold is None:
+        return f"No operating point was chosen, so {EVEN} is taken; mstl evaluate {run} chooses one, and calibrates"
     if chosen.origin == "given":
-        return f"Operating point {threshold:.3f}: as given to mstl evaluate"
+        return f"Operating point {chosen.threshold:.3f}: as given to mstl evaluate"
     if chosen.origin == "default":
-        return f"Operating point {threshold:g}, since none could be chosen: {chosen.why}"
+        return f"Operating point {chosen.threshold:g}, since none could be chosen: {chosen.why}"
     rates = [
         f"{name} {value:.3f}"
         for name, value in (("sensitivity", chosen.sensitivity), ("specificity", chosen.specificity))
         if value is not None
     ]
-    there = f" ({', '.join(rates)} there)" if rates else ""
-    return f"Operating point {threshold:.3f}: {chosen.rule} on {chosen.n} {chosen.split} images{there}"
+    there = f" (there, and so optimistic: {', '.join(rates)})" if rates else ""
+    return f"Operating point {chosen.threshold:.3f}: {chosen.rule} on {chosen.n} {chosen.split} images{there}"
 
 
 def _still(inputs: Inputs) -> Inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,17 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mstl.evaluation.calibration import calibrated
 from mstl.evaluation.explain_files import SPLIT, write_set
-from mstl.evaluation.explain_grid import HeatColumn, Shown, heatmap_grid, plain_images
-from mstl.evaluation.explain_maps import attention_map, grad_cam, has_attention
-from mstl.evaluation.explain_measure import ATTENTION, CAM
 from mstl.runs import now, software
 from mstl.study.checks import check_output
+from mstl.use.heatmaps import Maps, draw_maps, heatmap_files, picture
 from mstl.use.images import Bad, Sound, find, look
-from mstl.use.network import NOT_A_DEVICE, Network, open_network, operating_text
+from mstl.use.network import NOT_A_DEVICE, Network, open_network
 from pipelines.loader import Loader
 from shards.errors import MstlError
 from shards.files import sha256_file, write_atomic
@@ -75,7 +71,7 @@ class Predicted:
             "positive": None if network.positive is None else record.classes[network.positive],
             "operating": {
                 "threshold": network.threshold,
-                "text": operating_text(network),
+                "text": network.operating_text,
                 "temperature": network.temperature,
                 "chosen": None if chosen is None else chosen.model_dump(),
             },
@@ -113,7 +109,7 @@ def predict_files(
             check_output(target)
     found, bad = find(paths, network, window=window)
     sound, refused = look(found, network, progress)
-    files = _heatmap_files(heatmaps, sound)
+    files = heatmap_files(heatmaps, sound)
     _refuse_overwriting([out, *files], sound)
     answers: dict[int, Answer] = {}
     if sound:
@@ -123,6 +119,7 @@ def predict_files(
                 [one.named.blob for one in sound],
                 Path(folder),
                 classes=tuple(network.record.classes),
+                modality=network.modality or "natural",
                 options=_as_trained(network.trained),
             )
             for place, probabilities, maps in _asked(network, Path(folder), batch, maps=heatmaps is not None):
@@ -148,18 +145,9 @@ def _as_trained(trained: Manifest | None) -> WriteOptions:
     return WriteOptions(decode=False, resize=options.get("resize"), quality=int(options.get("quality") or 90))
 
 
-@dataclass(frozen=True, slots=True)
-class _Maps:
-    """An image as the network saw it, [3, H, W], and its heatmaps [h, w] by name for one class."""
-
-    x: Tensor
-    explained: int
-    heats: dict[str, Tensor]
-
-
 def _asked(
     network: Network, folder: Path, batch: int, *, maps: bool
-) -> Iterator[tuple[int, tuple[float, ...], _Maps | None]]:
+) -> Iterator[tuple[int, tuple[float, ...], Maps | None]]:
     """Place among the images, class probabilities and maps of each, in the order of the temporary set."""
     places = {record.sample_id: int(record.key) for record in read_records(folder, SPLIT)}
     loader = Loader(
@@ -180,26 +168,16 @@ def _asked(
             x = found.views["x"].to(network.device)
             with torch.inference_mode():
                 probabilities = network.classifier(x).float().softmax(1).cpu()
-            heats, explained = _heats(network, x, probabilities) if maps else ({}, [])
+            heats, explained = draw_maps(network, x, probabilities) if maps else ({}, [])
             for row, sample_id in enumerate(found.sample_ids.tolist()):
                 if (place := places.pop(sample_id, None)) is None:
                     continue  # repeated to fill the last batch
-                shown = _Maps(x[row], explained[row], {k: v[row] for k, v in heats.items()}) if maps else None
+                shown = Maps(x[row], explained[row], {k: v[row] for k, v in heats.items()}) if maps else None
                 yield place, tuple(probabilities[row].tolist()), shown
 
 
-def _heats(network: Network, x: Tensor, probabilities: Tensor) -> tuple[dict[str, Tensor], list[int]]:
-    """Every map [B, h, w] that the network has, for the positive of two classes, else for the most probable one."""
-    classes = probabilities.argmax(1) if network.positive is None else torch.full((len(x),), network.positive)
-    x = x.contiguous()
-    heats = {CAM: grad_cam(network.classifier, x, classes.to(x.device))}
-    if has_attention(network.classifier):
-        heats[ATTENTION] = attention_map(network.classifier, x)
-    return heats, classes.tolist()
-
-
 def _answer(
-    network: Network, image: Sound, probabilities: tuple[float, ...], maps: _Maps | None, file: Path | None
+    network: Network, image: Sound, probabilities: tuple[float, ...], maps: Maps | None, file: Path | None
 ) -> Answer:
     softer = None
     if network.temperature is not None:
@@ -211,37 +189,8 @@ def _answer(
         says = positive if probabilities[positive] >= threshold else 1 - positive
     if maps is not None and file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, _picture(network, image, probabilities, maps))
+        write_atomic(file, picture(network, image, probabilities, maps))
     return Answer(image=image, probabilities=probabilities, calibrated=softer, says=says, heatmap=file)
-
-
-def _picture(network: Network, image: Sound, probabilities: tuple[float, ...], maps: _Maps) -> bytes:
-    name = network.record.classes[maps.explained]
-    row = Shown(
-        name=f"P({_short(name, 12)})\n= {probabilities[maps.explained]:.3f}", image=plain_images(maps.x[None])[0]
-    )
-    columns = [HeatColumn(name=kind, maps=heat[None]) for kind, heat in maps.heats.items()]
-    title = f"{_short(Path(image.named.name).name, 40)}: what speaks for {name} ({network.record.model})"
-    return heatmap_grid([row], columns, title=title)
-
-
-def _heatmap_files(folder: Path | None, images: Sequence[Sound]) -> list[Path | None]:
-    """Where each heatmap goes; images of one name in several folders get numbers."""
-    if folder is None:
-        return [None] * len(images)
-    taken: set[str] = set()
-    files: list[Path | None] = []
-    for image in images:
-        path = image.named.path
-        frame = re.search(r", frame (\d+)$", image.named.name)
-        stem = path.stem + (f"-frame-{int(frame[1]):04d}" if frame else "")
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name)
-        files.append(folder / f"{name}-heatmap.png")
-    return files
 
 
 def _refuse_overwriting(targets: Sequence[Path | None], images: Sequence[Sound]) -> None:
@@ -281,7 +230,3 @@ def _image_body(answer: Answer, network: Network) -> dict[str, Any]:
         "heatmap": None if answer.heatmap is None else str(answer.heatmap),
         "cautions": list(answer.image.cautions),
     }
-
-
-def _short(name: str, longest: int) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"

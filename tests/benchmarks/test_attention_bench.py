@@ -16,7 +16,7 @@ from benchmarks.attention_work import Shape, core_backward, core_forward, layer_
 from benchmarks.roofline import Ceilings, Work, floor_seconds, peak_bytes, total
 
 WORDS = ("--image-size", "32", "--batch", "2", "--rounds", "3", "--device", "cpu", "--position", "res3", "--position",
-         "res5")  # fmt: skip
+         "res5", "--dtype", "float32", "--dtype", "bf16")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 
 def test_every_backend_has_figures_or_a_reason(measured: tuple[dict[str, Any], Path, str]) -> None:
     body, _, text = measured
-    assert [case["position"] for case in body["cases"]] == ["res3", "res5"]
+    assert [(case["dtype"], case["position"]) for case in body["cases"]] == [
+        ("float32", "res3"), ("float32", "res5"), ("bf16", "res3"), ("bf16", "res5")
+    ]  # fmt: skip
     for case in body["cases"]:
         assert case["chosen"] in attention.BACKENDS
         for what in ("core", "layer"):
@@ -42,10 +44,12 @@ def test_every_backend_has_figures_or_a_reason(measured: tuple[dict[str, Any], P
                 if "unavailable" in figures:
                     assert backend == "fused" and figures["unavailable"] in " ".join(text.split())
                     continue
-                for found in figures.values():
+                assert ("not_offered" in figures) == (backend == "sdpa" and case["dtype"] == "bf16")
+                for found in (figures["forward"], figures["training"]):
                     assert len(found["ms"]) == 3 and found["median_ms"] == statistics.median(found["ms"])
                     assert found["over_floor"] == pytest.approx(found["median_ms"] / found["floor_ms"])
             assert case[what]["eager"]["training"]["over_eager"] == 1
+    assert body["cases"][2]["core"]["sdpa"]["not_offered"] in " ".join(text.split())
 
 
 def test_rates_and_floors_follow_from_shapes_and_ceilings(measured: tuple[dict[str, Any], Path, str]) -> None:
@@ -78,8 +82,9 @@ def test_it_says_on_what_it_was_measured_and_draws_it(measured: tuple[dict[str, 
     assert {"mstl", "torch", "python"} <= body["versions"].keys()
     assert body["hardware"]["cores"] and "CPU" in body["device"]
     known = set((Path(attention.__file__).parent / "README.md").read_text().split("`"))
-    figures = body["cases"][0]["core"]["eager"]["training"]
-    assert not {*body, *body["settings"], *body["cases"][0], *figures, *body["ceilings"]["float32"]} - known
+    torchs = body["cases"][2]["core"]["sdpa"]
+    figures = torchs["training"]
+    assert not {*body, *body["settings"], *body["cases"][0], *torchs, *figures, *body["ceilings"]["float32"]} - known
 
 
 def test_the_floor_of_the_printed_positions() -> None:
@@ -95,6 +100,10 @@ def test_the_floor_of_the_printed_positions() -> None:
         projections = total(layer_forward(shape)).flops - total(core_forward(shape)).flops
         assert projections / 1e6 == pytest.approx(822, abs=0.5)
         assert total(layer_backward(shape)).flops == 2 * total(layer_forward(shape)).flops
+        # Values a position, in channels: projection 2.5, core 2, projection 1.5, norm and addition 3; on the way back
+        # 4.5, 4, 2 and 3. Weights are read in both, their gradients written.
+        layer = total((*layer_forward(shape), *layer_backward(shape)))
+        assert layer.bytes == 2 * (22.5 * channels * positions + 3 * 2 * channels**2)
 
 
 def test_a_floor_is_what_binds_each_step() -> None:
@@ -127,6 +136,49 @@ def test_targets_are_told_beside_what_was_measured() -> None:
     found = attention_show.targets({"device_type": "cpu", "settings": {"image_size": 224, "batch": 2}, "cases": cases})
     assert [target["reached"] for target in found] == [True, True, True, False]
     assert found[0]["measured"] == "0.800" and "res3" in found[0]["what"]
+
+
+def h200(chosen: str, **ms: float) -> list[dict[str, Any]]:
+    """Targets of a res3 layer in bf16 with these times of each backend, core and layer alike, and a floor of 0.5 ms."""
+    part = {name: {"training": {"median_ms": each, "over_floor": each / 0.5}} for name, each in ms.items()}
+    case = {"position": "res3", "dtype": "bf16", "chosen": chosen, "core": part, "layer": part}
+    return attention_show.targets({"device_type": "cuda", "device": "NVIDIA H200", "cases": [case],
+                                   "settings": {"image_size": 224, "batch": 256}})  # fmt: skip
+
+
+def test_targets_of_a_gpu_are_held_against_what_auto_chooses() -> None:
+    measured = {target["what"]: (target["measured"], target["reached"]) for target in h200("fused", eager=3.0, sdpa=1.2,
+                                                                                          fused=0.9)}  # fmt: skip
+    assert measured == {
+        "res3 core, fused, one H200": ("0.90 ms", True),
+        "res3 core: fused against eager": ("3.33 x", True),
+        "res3 core: fused against sdpa": ("1.33 x", True),
+        "res3 whole layer, fused / floor": ("1.80", True),
+        "res3 whole layer: fused against eager": ("3.33 x", True),
+    }
+    # Where nothing was faster than eager, all is missed; nothing is left out.
+    missed = h200("eager", eager=3.0, sdpa=3.5, fused=3.5)
+    assert len(missed) == 5 and not any(target["reached"] for target in missed)
+
+
+def test_another_gpu_is_not_held_against_targets_of_an_h200() -> None:
+    case = {"position": "res3", "dtype": "bf16", "chosen": "eager", "core": {}, "layer": {}}
+    body = {
+        "device_type": "cuda",
+        "device": "NVIDIA L4",
+        "cases": [case],
+        "settings": {"image_size": 224, "batch": 256},
+    }
+    assert attention_show.targets(body) == []
+
+
+def test_a_backend_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_cases, "why_not", lambda name, *_: "it is wrong" if name == "sdpa" else None)
+    monkeypatch.setattr(attention_cases, "_LEAST_SECONDS", {"cpu": 0.001})
+    case = attention_cases.Case(position="res5", image_size=32, images=2, dtype="float32")
+    ceilings = Ceilings(bytes_per_second=1e9, flops_per_second=1e9)
+    found = attention_cases.measure(case, ("eager", "sdpa"), torch.device("cpu"), ceilings, 1)
+    assert found["core"]["sdpa"] == {"unavailable": "it is wrong"} and "training" in found["core"]["eager"]
 
 
 def test_a_gpu_that_is_not_there_is_an_error_of_one_line() -> None:

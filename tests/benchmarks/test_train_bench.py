@@ -16,7 +16,7 @@ import torch.distributed as dist
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from benchmarks import train_ranks, train_show, train_step
+from benchmarks import ranks, train_show, train_step
 from benchmarks.train_plain import PlainMoco, plain_network
 from mstl.models.names import DEPTHS, PLACEMENTS
 from mstl.models.registry import build_backbone
@@ -199,7 +199,7 @@ def test_the_plain_contrast_is_ours(tmp_path: Path) -> None:
 def world(ranks: int, batch: int, rate: float, scaling: str = "weak") -> dict[str, Any]:
     side = {"wall_ms": [1e3 * ranks * batch / rate], "median": {"wall_ms": 1e3 * ranks * batch / rate},
             "images_per_second": rate}  # fmt: skip
-    return {"ranks": ranks, "batch": batch, "scaling": scaling, "device_type": "cpu",
+    return {"ranks": ranks, "batch": batch, "scaling": scaling, "device_type": "cpu", "device": "CPU",
             "models": {"resnet50-attn0": {"synthetic": {"mstl": side}}}}  # fmt: skip
 
 
@@ -222,13 +222,38 @@ def test_the_step_with_attention_is_held_against_the_one_without(size: int, rati
     assert [target["reached"] for target in found] == reached
 
 
+def gpu_targets(ssl: str | None, device: str = "NVIDIA H200") -> dict[str, tuple[str, bool]]:
+    """What is held against 6,000 images a second of noise and 5,700 of shards, the plain loop doing 3,000 and 2,000."""
+
+    def side(rate: float) -> dict[str, Any]:
+        return {"wall_ms": [1.0], "median": {"wall_ms": 1.0}, "images_per_second": rate}
+
+    feeds = {
+        "synthetic": {"mstl": side(6000), "plain": side(3000)},
+        "shards": {"mstl": side(5700), "plain": side(2000)},
+    }
+    one = {**world(1, 256, 1), "device_type": "cuda", "device": device, "models": {"resnet50-attn0": feeds}}
+    found = train_show.targets({"worlds": [one], "settings": {"ssl": ssl, "size": 224}})
+    return {target["what"]: (target["measured"], target["reached"]) for target in found}
+
+
+def test_targets_of_an_h200_are_those_of_the_training_and_of_no_other_gpu() -> None:
+    fed = {"resnet50-attn0 on shards against the plain loop": ("2.85 x", True),
+           "resnet50-attn0: real images / noise": ("0.95", False)}  # fmt: skip
+    assert gpu_targets(None) == {"resnet50-attn0 on shards, one H200": ("5,700/s", True), **fed}
+    on_noise = {"resnet50-attn0 on synthetic against the plain loop": ("2.00 x", False)}
+    assert gpu_targets("moco") == {"resnet50-attn0 on synthetic, one H200": ("6,000/s", True), **on_noise, **fed}
+    assert gpu_targets("ours") == {**on_noise, **fed}  # region branches have no target of pairs a second
+    assert gpu_targets(None, "NVIDIA L4") == {}
+
+
 def test_what_is_wrong_is_said_before_ranks_are_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample_sets: Path
 ) -> None:
     def never(*_: object) -> None:
         raise AssertionError("ranks were started")
 
-    monkeypatch.setattr(train_ranks, "measure_on", never)
+    monkeypatch.setattr(ranks, "on_ranks", never)
     other = tmp_path / "other.json"
     other.write_text("{}")
     for words, text in (
@@ -240,7 +265,7 @@ def test_what_is_wrong_is_said_before_ranks_are_started(
         (["--ssl", "moco"], "supervised"),
         (["--stage", "sstl_m", "--ssl", "ours", "--side", "plain"], "nobody else"),
         (["--beside", str(other)], "no result of this training"),
-        (["--ranks", "8", "--batch", "4", "--strong"], "cannot be shared"),
+        (["--ranks", "3", "--batch", "5", "--strong"], "less than 2 images"),
     ):
         with pytest.raises(MstlError, match=re.escape(text)):
             CliRunner(catch_exceptions=False).invoke(train_step.command, [*words, "--out", str(tmp_path / "x.json")])

@@ -120,7 +120,10 @@ def test_a_broken_gradient_changes_nothing_and_stops_training(zero: int) -> None
 def test_autocast_leaves_parameters_and_statistics_in_float32(choice: str, computed: torch.dtype, zero: int) -> None:
     module = small()
     engine = DeepSpeedEngine(module, recipe(f"precision.autocast={choice}", f"engine.zero={zero}"), CPU)
+    backward: list[bool] = []
+    module.fc.weight.register_hook(lambda _: backward.append(torch.is_autocast_enabled("cpu")))
     assert engine.update(batch(0), 0.1).applied
+    assert backward == [False], "autocast would round what forward has kept in float32"
     assert module.seen == [computed]
     assert module(batch(0))["loss"].dtype == torch.float32
     assert module.seen[1] == torch.float32, "evaluation is not under autocast"

@@ -108,6 +108,10 @@ def test_the_chain_hands_weights_from_stage_to_stage(sample_sets: Path, tmp_path
     assert {"contrastive", "region"} <= read_metrics(tmp_path / "sstl_m")[0].keys()
     parent = open_run(tmp_path / "finetune").body["parent"]
     assert parent["path"] == str((tmp_path / "sstl_m").resolve())
+    # Of what judges patients' images there is a model card, with the stages behind it.
+    assert [stage for stage in expected if (tmp_path / stage / "model_card.md").is_file()] == ["finetune"]
+    card = (tmp_path / "finetune/model_card.md").read_text()
+    assert all(f"| {stage} | resnet" in card for stage in expected) and "Never evaluated" in card
     assert "already finished" in run(words("finetune", sample_sets, tmp_path / "finetune", fields=one_epoch))
 
 

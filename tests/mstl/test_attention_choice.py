@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 
 from mstl.build import build_module, fix_attention
 from mstl.models import choose
-from mstl.models.attend import attend
+from mstl.models.attend import attend, attend_packed
 from mstl.models.attention import AttentionOptions
 from mstl.models.choose import AttentionShape, choose_backend, fix_backends
 from mstl.models.registry import attention_options, build_backbone
@@ -50,8 +52,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize(("sdpa", "chosen"), [(0.5, "sdpa"), (0.96, "sdpa"), (0.98, "eager"), (1.5, "eager")])
-def test_takes_the_fastest_and_eager_within_three_percent(
+@pytest.mark.parametrize(("sdpa", "chosen"), [(0.5, "sdpa"), (0.89, "sdpa"), (0.91, "eager"), (1.5, "eager")])
+def test_takes_the_fastest_and_eager_within_ten_percent(
     sdpa: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = clock(monkeypatch, eager=1.0, sdpa=sdpa)
@@ -65,12 +67,17 @@ def test_takes_the_fastest_and_eager_within_three_percent(
 
 @pytest.mark.parametrize(
     ("sdpa", "chosen"),
-    [([5.0, 0.5, 0.5, 4.0], "sdpa"), ([5.0, 0.5, 1.0, 4.0], "eager")],  # eager is faster in one round, in two
+    [
+        ([5.0, 0.5, 0.5, 0.5, 4.0], "sdpa"),  # eager is faster in one round of five
+        ([5.0, 0.5, 0.5, 1.0, 4.0], "eager"),  # in two
+        ([5.0, 0.5, 0.8, 0.8], "sdpa"),
+        ([5.0, 0.5, 0.5, 4.0], "eager"),  # in one of four
+    ],
 )
-def test_a_gain_must_show_round_by_round_in_all_but_one(
+def test_a_gain_must_show_round_by_round_in_four_of_five(
     sdpa: list[float], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds = {"eager": [10.0, 1.0, 1.0, 1.0], "sdpa": sdpa}
+    rounds = {"eager": [10.0, 1.0, 1.0, 1.0, 1.0][: len(sdpa)], "sdpa": sdpa}
     monkeypatch.setattr(choose, "_take_turns", lambda actions, device: rounds)
     assert choose_backend(CPU, torch.float32, SHAPE) == chosen
 
@@ -116,7 +123,59 @@ def test_a_probe_on_a_cpu_is_a_part_of_the_batch() -> None:
     res5 = AttentionShape(batch=256, queries=49, keys=49, d_k=1024, d_v=1024)
     assert choose._probed_images(CPU, res3) == 1
     assert 1 < choose._probed_images(CPU, res5) < 256
-    assert choose._probed_images(torch.device("cuda"), res3) == 64
+    cuda = torch.device("cuda")
+    assert choose._probed_images(cuda, res3) == 64
+    assert choose._probed_images(cuda, replace(res3, batch=8)) == 8
+    # At 768 pixels 64 images would have 22 GB of logits, at 1,024 one has 1 GiB.
+    assert choose._probed_images(cuda, replace(res3, queries=9216, keys=9216)) == 3
+    assert choose._probed_images(cuda, replace(res3, queries=128**2, keys=128**2)) == 1
+
+
+@pytest.mark.parametrize(("faults", "said"), [([], None), ([0.1], "it is wrong: "), (
+    [RuntimeError("no kernel image\nfor this device")], "it failed (RuntimeError: no kernel image)")])  # fmt: skip
+def test_says_what_came_of_trying_a_backend(
+    faults: list[Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(packed: Tensor, d_k: int, *, scale: float, backend: str) -> Tensor:
+        out = attend_packed(packed, d_k, scale=scale, backend=backend)
+        for fault in faults if backend == "sdpa" else ():
+            if isinstance(fault, Exception):
+                raise fault
+            out = out * (1 + fault)
+        return out
+
+    monkeypatch.setattr(choose, "attend_packed", faulty)
+    found = choose.why_not("sdpa", CPU, torch.float32, SHAPE)
+    assert found == said if said is None else str(found).startswith(said)
+    assert choose.why_not("eager", CPU, torch.float32, SHAPE) is None
+    assert "bfloat16" in str(choose.why_not("sdpa", CPU, torch.bfloat16, SHAPE))
+
+
+def test_a_gpu_pauses_while_its_work_is_queued_so_that_its_own_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for torch.cuda: what is asked of it, in which order."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+        def elapsed_time(self, last: Event) -> float:
+            return 30.0  # ms
+
+    for name, stand_in in {
+        "Event": Event, "device": lambda _: nullcontext(), "synchronize": lambda: done.append("idle"),
+        "_sleep": lambda cycles: done.append("pause") if cycles > 1e7 else None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    took = choose.gpu_seconds(lambda: done.append("work"), torch.device("cuda", 0), times=3)
+    assert took == pytest.approx(0.010)
+    assert done == ["idle", "pause", "record", "work", "work", "work", "record", "wait"]
 
 
 def network(backend: str = "auto", name: str = "resnet14-attn5", **options: Any) -> Any:

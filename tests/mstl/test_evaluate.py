@@ -15,14 +15,17 @@ from click.testing import CliRunner
 from PIL import Image
 from tiny_runs import CT_CLASSES, SIDE, make_run, make_shards
 
+from mstl.cli.compare import command as compare_command
 from mstl.cli.evaluate import command
 from mstl.evaluation import evaluate as evaluate_module
+from mstl.evaluation.compare import compare_runs
 from mstl.evaluation.evaluate import evaluate_run
 from mstl.evaluation.explain import explain_run
 from mstl.evaluation.operating import read_operating
 from mstl.evaluation.predictions import Table, read_table
 from mstl.evaluation.subject import Subject
 from mstl.runs import load_classifier, open_run
+from mstl.weights import load_weights, save_weights
 from shards.errors import MstlError
 from shards.progress import Progress
 from shards.read import read_image, read_records
@@ -56,7 +59,10 @@ def test_evaluating_a_run_writes_what_its_network_says(tmp_path: Path, shards: P
     assert body["classes"] == list(CT_CLASSES)
     assert body["shards"]["digest"] == manifest.digest() and body["shards"]["same_as_run"] is True
     assert torch.__version__.startswith(body["software"]["torch"].split("+")[0])
-    assert list(body["metrics"])[:5] == ["accuracy", "f1", "auc", "sensitivity", "specificity"]
+    assert list(body["metrics"]) == [
+        "accuracy", "f1", "sensitivity", "specificity", "precision", "balanced_accuracy", "auc", "average_precision",
+        "brier", "ece",
+    ]  # fmt: skip
     for name, span in body["intervals"].items():
         if span["low"] is not None:
             assert span["low"] <= body["metrics"][name] <= span["high"], name
@@ -105,7 +111,10 @@ def test_more_classes_get_a_probability_each_and_a_curve_each(tmp_path: Path) ->
     run = make_run(tmp_path / "run", tmp_path / "shards", manifest, stage="stl_m")
     body = evaluate_run(run, split="val", resamples=100)
     assert body["positive"] is None and body["operating"]["threshold"] is None
-    assert list(body["metrics"])[:3] == ["accuracy", "macro_f1", "macro_auc"]
+    assert list(body["metrics"]) == [
+        "accuracy", "macro_f1", "balanced_accuracy", "macro_specificity", "macro_precision", "brier", "ece",
+        "macro_auc", "macro_average_precision",
+    ]  # fmt: skip
     out = run / "evaluation" / "val"
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     assert [name for name in rows[0] if name.startswith("probability")] == [f"probability_{c}" for c in range(3)]
@@ -202,15 +211,42 @@ def test_without_val_the_threshold_is_one_half_and_it_says_so(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_another_sets_val_is_neither_used_nor_replaced(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
+def test_another_set_is_measured_beside_the_runs_own(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
     run = make_run(tmp_path / "run", shards, manifest)
-    mine = evaluate_run(run, split="test", resamples=100)["operating"]
-    other = make_shards(tmp_path / "other", per_class=3, seed=1)
-    body = evaluate_run(run, split="val", shards=tmp_path / "other", resamples=100)
-    assert body["operating"]["threshold"] == mine["threshold"] and not body["operating"]["same_images"]
-    assert evaluate_run(run, split="test", resamples=100)["operating"] == mine
-    kept = json.loads((run / "evaluation/val/metrics.json").read_text())
-    assert kept["shards"]["digest"] == other.digest()
+    place = tmp_path / "other"
+    other = make_shards(place, per_class=3, seed=1, source="other hospital/1")
+    body = evaluate_run(run, split="val", shards=place, resamples=100)
+    own = json.loads((run / "evaluation/val/metrics.json").read_text())  # the threshold's images are its own val's
+    assert (body["n"], own["n"], own["shards"]["digest"]) == (6, 10, manifest.digest())
+    assert body["operating"]["threshold"] == own["operating"]["threshold"]
+    assert not body["operating"]["same_images"] and own["operating"]["same_images"]
+    folder = run / "evaluation" / f"val-on-other-hospital-1-{other.digest()[:8]}"
+    assert json.loads((folder / "metrics.json").read_text()) == body
+    assert json.loads((run / "evaluation/val/metrics.json").read_text()) == own
+
+    at_home = make_run(tmp_path / "home", place, other)
+    with pytest.raises(MstlError, match=r"not been evaluated on split 'val' of that shard set.*--shards DIR"):
+        compare_runs(run, at_home, split="val", shards=place, resamples=100)
+    evaluate_run(at_home, split="val", resamples=100)
+    with pytest.raises(MstlError, match="evaluated on different shard sets"):
+        compare_runs(run, at_home, split="val", resamples=100)
+    found = compare_runs(run, at_home, split="val", shards=place, resamples=100)
+    assert (found["n"], found["shards"]["digest"]) == (6, other.digest())
+    words = [str(run), str(at_home), "--split", "val", "--resamples", "100", "--shards", str(place)]
+    assert "6" in CliRunner().invoke(compare_command, words, catch_exceptions=False).output
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_network_that_diverged_is_named(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
+    run = make_run(tmp_path / "run", shards, manifest)
+    weights = load_weights(run / "weights.safetensors")
+    save_weights(run / "weights.safetensors", {**weights, "fc.bias": torch.full((2,), torch.nan)})
+    words = f"run {run}: its network answers with what is no number"
+    with pytest.raises(MstlError, match=words):
+        evaluate_run(run, split="test")
+    with pytest.raises(MstlError, match=words):
+        explain_run(run, split="test", count=1, out=tmp_path / "g.png")
+    assert not (run / "evaluation/test").exists() and not (tmp_path / "g.png").exists()
 
 
 def test_other_classes_are_refused(tmp_path: Path, shards: Path, manifest: Manifest) -> None:
@@ -317,7 +353,9 @@ def test_a_split_of_one_class_is_measured_as_far_as_it_goes(tmp_path: Path) -> N
     assert body["bootstrap"]["resamples_without_a_class"] == 0  # it never had the other
     assert body["operating"]["origin"] == "val" and body["operating"]["metrics"]["specificity"] is None
     assert "undefined" in result.output and "So few images: the true intervals are wider" in result.output
-    assert re.search(r"No interval for auc, specificity, .*more than 5 % of the resamples", result.output)
+    assert re.search(
+        r"No interval for specificity, .*auc.*: undefined in more than 5 % of the resamples", result.output
+    )
     assert not (out / "roc.png").exists() and not (out / "pr.png").exists()
     assert (out / "reliability.png").exists()
 

@@ -484,7 +484,9 @@ def test_the_command_tells_what_was_measured(run: Path, masks: Path, tmp_path: P
     assert f"Wrote {tmp_path / 'g.csv'} (3 images measured)" in result.output
 
 
-@pytest.mark.parametrize("words", [["--images", "x"], ["other"], ["--images", "x", "--shards", "y", "--out", "z"]])
+@pytest.mark.parametrize(
+    "words", [["--images", "x"], ["other"], ["--shards", "y"], ["--images", "x", "--shards", "y", "--out", "z"]]
+)
 def test_the_command_asks_for_a_place_where_a_runs_own_would_mislead(words: list[str], run: Path) -> None:
     result = CliRunner().invoke(command, [str(run), *words])
     assert result.exit_code == 2

@@ -19,9 +19,16 @@ from mstl.models.registry import build_backbone
 from shards.errors import MstlError
 
 NAMES = sorted({full_name(name) for name in backbone_names()})
+DEEP = ("resnet50-attn1", "resnet101-attn0", "resnet101-attn1")  # the slower ones; others of their depth stay
 
 
-@pytest.mark.parametrize(("name", "image_size"), [*((name, 224) for name in NAMES), ("resnet26-attn5", 75)])
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [
+        *(pytest.param(name, 224, marks=pytest.mark.slow if name in DEEP else ()) for name in NAMES),
+        ("resnet26-attn5", 75),
+    ],
+)
 def test_flops_and_parameters_are_those_that_torch_counts(name: str, image_size: int) -> None:
     with FakeTensorMode():  # shapes alone: nothing is computed
         network, image = build_backbone(name), torch.empty(2, 3, image_size, image_size)

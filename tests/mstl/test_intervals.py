@@ -7,7 +7,7 @@ import pytest
 
 from mstl.evaluation import intervals as module
 from mstl.evaluation.intervals import bootstrap, clusters_of, described, interval, intervals, method
-from mstl.evaluation.weighted import mean, ranking
+from mstl.evaluation.weighted import Statistic, mean, probability_errors, ranking, unweighted
 
 
 def test_patients_are_drawn_only_where_all_are_known() -> None:
@@ -79,6 +79,37 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.90 <= coverage(80, 5, know_patients=True) <= 0.98
     # Taking five images of a patient for five patients makes them far too narrow: √5 times.
     assert coverage(80, 5, know_patients=False) < 0.75
+
+
+def calibration(confidences: np.ndarray, hits: np.ndarray) -> Statistic:
+    return probability_errors(confidences, hits, (confidences - hits) ** 2)
+
+
+@pytest.mark.parametrize(("sharper", "true"), [(1.0, 0.002), (2.0, 0.103)])  # of 200,000 images
+def test_the_interval_of_a_calibration_error_holds_the_truth_and_the_estimate(sharper: float, true: float) -> None:
+    """The middle of the resamples would never hold the truth of a calibrated network, nor half of that of another."""
+    rng = np.random.default_rng(0)
+    covered, percentile = 0, 0
+    for seed in range(60):
+        logits = rng.normal(0, 1.5, 203)
+        hits, confidences = rng.random(203) < 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-logits * sharper))
+        statistic, clusters = calibration(confidences, hits), clusters_of([None] * 203)
+        values = bootstrap(statistic, clusters, resamples=200, seed=seed)
+        found, measured = intervals(values, clusters)["ece"], unweighted(statistic, 203)["ece"]
+        assert found.low is not None and found.high is not None and 0 <= found.low <= measured <= found.high
+        covered += found.low <= true <= found.high
+        percentile += np.quantile(values["ece"], 0.025) <= true
+    assert covered >= 55 and percentile < 40
+
+
+def test_the_low_end_of_a_calibration_error_is_what_was_measured_less_what_resampling_opened() -> None:
+    statistic = calibration(np.array([0.9, 0.9, 0.1]), np.array([True, False, False]))
+    # Gaps of the upper bin: 0.1 and −0.9; of the lower: −0.1; measured Σ|gap| = 0.8/3 + 0.1/3.
+    found = statistic(np.array([[1.0, 1, 1], [3, 0, 0]]))
+    assert found["ece"] == pytest.approx([0.3, 0.1])
+    assert found["ece#low"] == pytest.approx([0.3, 0.3 - (0.1 + 0.8 / 3 + 0.1 / 3)])
+    assert unweighted(statistic, 3).keys() == {"brier", "ece"}
+    assert intervals(found, clusters_of(["a", "b", "c"]))["ece"].low == 0  # no error is below it
 
 
 def test_the_method_is_told() -> None:

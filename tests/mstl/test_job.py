@@ -216,6 +216,37 @@ def test_parts_of_a_batch_hold_two_images_on_every_rank(
         check_world(job, world)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "world", "goes"),
+    [
+        (["data.batch_size=8"], 3, "2 ranks"),
+        (["data.batch_size=8"], 8, "4 ranks"),  # one image each
+        (["data.batch_size=8", "engine.accumulate=2"], 4, "2 ranks"),
+        (["data.batch_size=8", "engine.zero=1"], 3, "1 rank"),  # the one that began it
+    ],
+)
+def test_a_run_that_ranks_cannot_share_goes_on_by_fewer_and_not_with_another_batch(
+    place: Path, overrides: list[str], world: int, goes: str
+) -> None:
+    request = Request(stage="stl_n", model=MODEL, overrides=overrides)
+    job = plan_job(request)
+    write_record(job.out, {**record(job, world_size=1, device="CPU", carry=None), "status": "interrupted"})
+    job = plan_job(request)
+    with pytest.raises(MstlError) as caught:
+        check_world(job, world)
+    assert caught.value.remedy == f"The run in runs/stl_n can go on with {goes}"
+    check_world(job, int(goes.split()[0]))
+
+
+def test_another_shard_set_is_refused_by_its_path(place: Path) -> None:
+    request = Request(stage="stl_n", model=MODEL)
+    finish(plan_job(request))
+    write_set(place / "other", "imagenet", samples=9)
+    told = r"shards is '/\S*/other \([0-9a-f]{8}\)' and was '/\S*/imagenet \([0-9a-f]{8}\)'"
+    with pytest.raises(MstlError, match=told):
+        plan_job(replace(request, shards=place / "other"))
+
+
 def test_an_unfinished_parent_is_refused(place: Path) -> None:
     run = finish(plan_job(Request(stage="stl_n", model=MODEL)))
     (run / "weights.safetensors").unlink()

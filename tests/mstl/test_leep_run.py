@@ -18,7 +18,7 @@ from mstl.cli.leep import command
 from mstl.evaluation import leep_figure as figure_module
 from mstl.evaluation import leep_run
 from mstl.evaluation.leep import Leep
-from mstl.evaluation.leep_run import Scored, Target, calibrate, open_target, score_sources
+from mstl.evaluation.leep_run import Scored, Target, as_body, calibrate, open_target, score_sources
 from mstl.evaluation.leep_sources import NO_TRANSFER, UNSUPERVISED, Source, find_head, network_of, open_sources
 from mstl.models.registry import build_backbone
 from mstl.runs import load_classifier, open_run
@@ -73,6 +73,15 @@ def test_a_run_is_scored_on_a_target_of_other_classes(source_run: Path, target: 
     assert scored.score.nats == pytest.approx(slow_leep(np.stack(rows), labels), rel=1e-5)
     assert scored.score.nats > scored.score.floor_nats == pytest.approx(-np.log(2))
     assert (scored.classes, scored.image_size) == (3, SIDE)
+
+
+def test_a_target_of_one_class_is_refused_and_all_splits_may_be_one(tmp_path: Path, source_run: Path) -> None:
+    make_shards(tmp_path / "one", per_class=1, without=("train", 1))
+    with pytest.raises(MstlError, match="all of one class"):
+        open_target(tmp_path / "one", split="train", cache=CacheOptions())
+    whole = open_target(tmp_path / "one", split="all", cache=CacheOptions())
+    body = as_body(score_sources(open_sources([source_run], untrained=(), seed=0), whole), whole)
+    assert (body["target"]["n"], body["target"]["class_counts"]) == (5, [3, 2])
 
 
 def test_the_target_is_seen_as_in_evaluation(target: Target) -> None:
@@ -184,13 +193,6 @@ def test_untrained_networks_are_calibrated_and_follow_from_the_seed(target: Targ
     raw = source.build()
     found, labels = leep_run.source_probabilities(raw, lambda: target.loader(32, CPU), CPU)
     assert leep_run.leep(found, labels) != score(1)
-
-
-def test_one_image_calibrates_nothing(tmp_path: Path) -> None:
-    make_shards(tmp_path / "one", per_class=1, without=("test", 1))
-    lonely = open_target(tmp_path / "one", split="test", cache=CacheOptions())
-    with pytest.raises(MstlError, match="one image has no statistics"):
-        score_sources(open_sources([], untrained=["resnet14"], seed=0), lonely, image_size=32)
 
 
 def test_image_sizes(source_run: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,10 @@ def test_the_sensitivity_rule_gives_the_highest_threshold_with_it(rows: list[tup
 def test_thresholds_stand_between_probabilities_and_near_the_middle() -> None:
     scores, positives = np.array([0.1, 0.3, 0.4, 0.9]), np.array([False, False, True, True])
     assert choose_threshold(scores, positives, Rule(kind="youden")) == pytest.approx(0.35)
+    # Two are as good as each other (1.5): the one nearer to 0.5 is taken, be it the higher or the lower.
+    truth = np.array([False, True, False, True])
+    assert choose_threshold(np.array([0.1, 0.2, 0.3, 0.9]), truth, Rule(kind="youden")) == pytest.approx(0.6)
+    assert choose_threshold(np.array([0.1, 0.7, 0.8, 0.9]), truth, Rule(kind="youden")) == pytest.approx(0.4)
     # 19 of 20 is 95 %, though 0.95 · 20 is not 19 in binary.
     scores, positives = np.arange(40) / 40, np.arange(40) % 2 == 1
     threshold = choose_threshold(scores, positives, Rule(kind="sensitivity", value=0.95))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gather_ranks import gather_on
 from tiny_runs import make_shards
 from torch import multiprocessing, nn
 
@@ -85,17 +86,8 @@ def test_without_a_process_group_gathering_changes_nothing() -> None:
     assert gather_predictions(mine) is mine
 
 
-def _gather_on(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    ids = np.array([[2, 4], [0, 2, 3]][rank], dtype=object).astype(np.int64)
-    both = np.stack([1 - ids / 10, ids / 10], 1).astype(np.float32)
-    found = gather_predictions(Predictions(sample_ids=ids, labels=ids % 2, probabilities=both))
-    np.savez(f"{folder}/rank{rank}.npz", ids=found.sample_ids, labels=found.labels, p=found.probabilities)
-    torch.distributed.destroy_process_group()
-
-
 def test_two_ranks_end_with_the_same_whole(tmp_path: Path) -> None:
-    multiprocessing.spawn(_gather_on, args=(str(tmp_path),), nprocs=2)
+    multiprocessing.spawn(gather_on, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = np.load(tmp_path / f"rank{rank}.npz")
         assert found["ids"].tolist() == [0, 2, 3, 4]

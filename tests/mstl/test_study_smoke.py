@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -48,3 +49,25 @@ def test_the_smoke_study_runs_to_the_end_and_only_once(sample_sets: Path, tmp_pa
     before = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*") if file.is_file()}
     assert "begins" not in run()
     assert before == {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*") if file.is_file()}
+    report(out)
+
+
+def report(out: Path) -> None:
+    """`mstl report` shows what the files hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mstl", "report", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    page = (out / "report.html").read_text()
+    assert "5 finished of 5 nodes" in page
+    assert "Synthetic data." in page
+    assert "Figure 3, measured" in page
+    assert "Figure 4: resnet14-attn1, finetune_full, seed 0, test split" in page
+    with (out / "report-tables" / "table4.csv").open() as text:
+        rows = {row["metric"]: row for row in csv.DictReader(text) if row["network"] == "resnet14-attn1"
+                and row["column"] == "full"}  # fmt: skip
+    (run,) = (out / "runs" / "finetune_full" / "resnet14-attn1").glob("s0-*/evaluation/test/metrics.json")
+    body = json.loads(run.read_text())
+    for metric in ("accuracy", "f1", "auc"):
+        value = body["metrics"][metric]
+        assert rows[metric]["mean"] == ("" if value is None else f"{100 * value:.10g}")

@@ -46,7 +46,7 @@ def of_two(scores: np.ndarray, positives: np.ndarray, predicted: np.ndarray) -> 
     }
 
 
-@settings(max_examples=25)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.sampled_from([4, 1000]))
 def test_two_classes_equal_the_libraries_on_repeated_images(seed: int, n: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
@@ -81,14 +81,14 @@ def test_a_threshold_is_compared_in_double_precision() -> None:
     assert found["operating/accuracy"] == 1.0
 
 
-@settings(max_examples=12)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(3, 8))
 def test_more_classes_equal_the_libraries_on_repeated_images(seed: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
     n = 60
     labels = np.concatenate([np.arange(classes), rng.integers(0, classes, n - classes)])
     probabilities = rng.dirichlet(np.ones(classes), n)
-    weights = drawn_weights(rng, 3, n)
+    weights = drawn_weights(rng, 2, n)
     found = many_classes(probabilities, labels, ranked=True)(weights)
     for row, counts in enumerate(weights.astype(int)):
         p, y = np.repeat(probabilities, counts, axis=0), np.repeat(labels, counts)
@@ -108,7 +108,7 @@ def test_more_classes_equal_the_libraries_on_repeated_images(seed: int, classes:
         }
         if classes > 5:
             expected["top5_accuracy"] = sk.top_k_accuracy_score(y, p, k=5, labels=range(classes))
-        assert {name for name in found if "/" not in name} == set(expected)
+        assert {name for name in found if "/" not in name} == {*expected, "ece#low"}
         for name, value in expected.items():
             assert found[name][row] == pytest.approx(value, abs=2e-6, nan_ok=True), name
         for c in np.unique(y):

@@ -49,7 +49,8 @@ def make_shards(
         for label, _ in enumerate(classes):
             for number in range(0 if (split, label) == without else per_class):
                 name = f"{split}-{label}-{number}.png"
-                pixels = random.integers(60 * label, 60 * label + 120, (SIDE, SIDE, 3), dtype=np.uint8)
+                dark = 60 * label % 135
+                pixels = random.integers(dark, dark + 120, (SIDE, SIDE, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(raw / name)
                 items.append(
                     Item(

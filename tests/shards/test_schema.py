@@ -22,9 +22,11 @@ def test_what_is_saved_is_read(tmp_path):
 
 def test_all_is_every_split_in_order():
     test = replace(SHARD, path="test/000000.tar", index="test/000000.idx", samples=2, first_id=5)
-    manifest = replace(MANIFEST, splits={"test": (test,), "train": (SHARD,)})
+    manifest = replace(MANIFEST, splits={"test": (test,), "train": (SHARD,)},
+                       class_counts={"test": (2, 0), "train": (2, 3)})  # fmt: skip
     assert manifest.shards("all") == (SHARD, test)
     assert manifest.samples("all") == 7
+    assert manifest.counts("all") == (4, 3) and manifest.counts("test") == (2, 0)
 
 
 def changed(tmp_path, *places, value):
