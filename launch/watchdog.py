@@ -39,7 +39,8 @@ class Watchdog:
     """Ends the process with exit code 4, saying why, when no step has finished for `limit_seconds`.
 
     Longer where a step took long before, and for the first one. Every rank then writes the stacks of its threads to
-    RUN/hang/rank-R.txt; the lowest that still can names the ranks that do not answer. Ends the process too, sooner,
+    RUN/hang/rank-R.txt (RUN/hang-before once the job is started again); the lowest that still can names the ranks that
+    do not answer. Ends the process too, sooner,
     when another rank of this machine has gone or a signal asked to stop, and no step finishes that could notice.
     """
 
@@ -64,7 +65,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._rank == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _set_aside(self._folder)
         self._thread.start()
         return self
 
@@ -138,3 +139,13 @@ class Watchdog:
 
     def _stacks(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.txt"
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep the newest stacks of an earlier start under another name: a restart must not take away what explains it."""
+    if folder.is_dir():
+        before = folder.with_name(f"{folder.name}-before")
+        shutil.rmtree(before, ignore_errors=True)
+        with suppress(OSError):
+            folder.rename(before)
+    shutil.rmtree(folder, ignore_errors=True)  # else it would seem that ranks have answered

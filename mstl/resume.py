@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mstl.checkpoint import BEST_NAME, Checkpoint, newest_checkpoint
 from mstl.distributed import rank, world_size
+from mstl.runs import METRICS_NAME
 from mstl.saving import Saver
 from mstl.together import together
 from mstl.training import Training
@@ -57,6 +58,8 @@ def restore(training: Training) -> Checkpoint | None:
     if damaged:
         names = ", ".join(other.name for other in damaged)
         training.watch.note(f"passed over, since files are missing or changed: {names} in {checkpoint.folder.parent}")
+    if not (training.run / METRICS_NAME).is_file():
+        training.watch.note(f"{METRICS_NAME} has gone from {training.run}: it will not hold what is before")
     together(lambda: _take_up(training, checkpoint))
     training.stage.check_ranks()
     return checkpoint

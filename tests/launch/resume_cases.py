@@ -45,13 +45,17 @@ class Killed(BaseException):
 class _Watch:
     def __init__(self, part: Part) -> None:
         self._part = part
-        self.requested = part.stopped_at == 1
+        self.updates = 0  # of this and earlier attempts
 
-    def start(self, step: int) -> None: ...
+    @property
+    def requested(self) -> bool:
+        """Whether it is asked to stop: within the step, so that it is this one behind which it does."""
+        return self._part.stopped_at is not None and self.updates >= self._part.stopped_at
+
+    def start(self, step: int) -> None:
+        self.updates = step
 
     def step(self, entry: Mapping[str, Any]) -> None:
-        # The request of one step is seen by all ranks at the next.
-        self.requested = self._part.stopped_at is not None and entry["step"] >= self._part.stopped_at - 1
         if entry["step"] == self._part.killed_at:
             raise Killed
 
@@ -65,14 +69,15 @@ class _Watch:
 class _Recorder:
     """An engine that notes the samples of every update."""
 
-    def __init__(self, engine: Any, file: Path) -> None:
-        self._engine, self._file = engine, file
+    def __init__(self, engine: Any, file: Path, watch: _Watch) -> None:
+        self._engine, self._file, self._watch = engine, file, watch
         self.module, self.device = engine.module, engine.device
 
     def update(self, batch: Batch, lr: float) -> StepResult:
         with self._file.open("a") as file:
             file.write(json.dumps(batch.sample_ids.tolist()) + "\n")
         result: StepResult = self._engine.update(batch, lr)
+        self._watch.updates += 1
         return result
 
     def snapshot(self) -> Snapshot:
@@ -135,9 +140,9 @@ def _run(part: Part, sets: Path, out: Path, rank: int) -> None:
     dist.barrier()
     recorded = out / f"ids-{attempt}-{rank}.jsonl"
     recorded.touch()
-    engine = _Recorder(DeepSpeedEngine(stage.module, job.recipe, torch.device("cpu")), recorded)
-    torch.manual_seed(rank + 1)
     watch = _Watch(part)
+    engine = _Recorder(DeepSpeedEngine(stage.module, job.recipe, torch.device("cpu")), recorded, watch)
+    torch.manual_seed(rank + 1)
     training = Training(
         name=part.stage, stage=stage, engine=engine, recipe=job.recipe, loader=loader, val_loader=val_loader,
         run=out, watch=watch, stop=watch,

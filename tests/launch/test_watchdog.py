@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from launch.watchdog import allowed_seconds
+from launch.processes import StopSignal
+from launch.watchdog import Watchdog, allowed_seconds
+from mstl.training import Training
 
 HERE = Path(__file__).parent
 
@@ -58,3 +61,17 @@ def test_slow_steps_are_given_time() -> None:
 
 def test_a_rank_that_goes_on_is_left_alone(cases: dict[str, Any]) -> None:
     assert (cases["goes_on"]["code"], cases["goes_on"]["said"]) == (17, "")
+
+
+def test_another_start_keeps_what_explains_the_hang_before_it(tmp_path: Path) -> None:
+    training = SimpleNamespace(run=tmp_path, done=0, saving=False, val_loader=None)
+    stop = SimpleNamespace(requested=False, look=lambda: None)
+    for text in ("first", "second"):
+        (tmp_path / "hang").mkdir()
+        (tmp_path / "hang" / "rank-1.txt").write_text(text)
+        with Watchdog(
+            cast(Training, training), cast(StopSignal, stop), [], rank=0, ranks=2, limit_seconds=3600,
+            last_words=lambda: None,
+        ):  # fmt: skip
+            assert not (tmp_path / "hang").exists()  # a rank of this start would seem to have answered
+        assert (tmp_path / "hang-before" / "rank-1.txt").read_text() == text

@@ -399,3 +399,14 @@ def test_damaged_checkpoints_are_named_in_one_line_and_passed_over(sample_sets: 
     checkpoint = restore(make(sample_sets, tmp_path, [], watch, *fields))
     assert checkpoint is not None and checkpoint.step == 7
     assert watch.notes == [f"passed over, since files are missing or changed: step-9, step-8 in {root}"]
+
+
+def test_a_log_that_has_gone_is_told_and_training_goes_on(sample_sets: Path, tmp_path: Path) -> None:
+    assert not train(make(sample_sets, tmp_path, [0.5] * 3, Watch(stop_at=2)))
+    (tmp_path / "metrics.jsonl").unlink()
+    watch = Watch()
+    second = make(sample_sets, tmp_path, [0.5] * 3, watch)
+    assert restore(second) is not None
+    assert watch.notes == [f"metrics.jsonl has gone from {tmp_path}: it will not hold what is before"]
+    assert train(second)
+    assert [entry["step"] for entry in read_metrics(tmp_path) if "split" not in entry] == [3, 4, 5, 6, 7, 8, 9]
