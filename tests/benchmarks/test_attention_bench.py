@@ -138,17 +138,17 @@ def test_targets_are_told_beside_what_was_measured() -> None:
     assert found[0]["measured"] == "0.800" and "res3" in found[0]["what"]
 
 
-def h200(chosen: str, **ms: float) -> list[dict[str, Any]]:
+def gpu_targets(chosen: str, device: str = "NVIDIA H200", **ms: float) -> list[dict[str, Any]]:
     """Targets of a res3 layer in bf16 with these times of each backend, core and layer alike, and a floor of 0.5 ms."""
     part = {name: {"training": {"median_ms": each, "over_floor": each / 0.5}} for name, each in ms.items()}
     case = {"position": "res3", "dtype": "bf16", "chosen": chosen, "core": part, "layer": part}
-    return attention_show.targets({"device_type": "cuda", "device": "NVIDIA H200", "cases": [case],
+    return attention_show.targets({"device_type": "cuda", "device": device, "cases": [case],
                                    "settings": {"image_size": 224, "batch": 256}})  # fmt: skip
 
 
 def test_targets_of_a_gpu_are_held_against_what_auto_chooses() -> None:
-    measured = {target["what"]: (target["measured"], target["reached"]) for target in h200("fused", eager=3.0, sdpa=1.2,
-                                                                                          fused=0.9)}  # fmt: skip
+    found = gpu_targets("fused", eager=3.0, sdpa=1.2, fused=0.9)
+    measured = {target["what"]: (target["measured"], target["reached"]) for target in found}
     assert measured == {
         "res3 core, fused, one H200": ("0.90 ms", True),
         "res3 core: fused against eager": ("3.33 x", True),
@@ -157,19 +157,12 @@ def test_targets_of_a_gpu_are_held_against_what_auto_chooses() -> None:
         "res3 whole layer: fused against eager": ("3.33 x", True),
     }
     # Where nothing was faster than eager, all is missed; nothing is left out.
-    missed = h200("eager", eager=3.0, sdpa=3.5, fused=3.5)
+    missed = gpu_targets("eager", eager=3.0, sdpa=3.5, fused=3.5)
     assert len(missed) == 5 and not any(target["reached"] for target in missed)
 
 
 def test_another_gpu_is_not_held_against_targets_of_an_h200() -> None:
-    case = {"position": "res3", "dtype": "bf16", "chosen": "eager", "core": {}, "layer": {}}
-    body = {
-        "device_type": "cuda",
-        "device": "NVIDIA L4",
-        "cases": [case],
-        "settings": {"image_size": 224, "batch": 256},
-    }
-    assert attention_show.targets(body) == []
+    assert gpu_targets("fused", "NVIDIA L4", eager=3.0, fused=0.9) == []
 
 
 def test_a_backend_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,11 +150,20 @@ def nonfinite() -> dict[str, object]:
     return {"rows": lost.nonzero().flatten().tolist()}
 
 
+def negative() -> dict[str, object]:
+    """All logits far below 0, in blocks that are not full: what lies outside of the keys must not count as 0 there."""
+    parts, slope = problem(new_seed(), 1, 20, 20, 16, 16, FP32, "soft")
+    # Whole numbers, whose products are exact.
+    parts[:2] = parts[0].abs().round() + 4, -parts[1].abs().round() - 4
+    measured = errors(found(partial(attend, backend="fused"), parts, slope), answer(parts, slope))
+    return {"errors": measured, "too_far": too_far(measured, FP32)}
+
+
 def tell(name: str, what: dict[str, object]) -> None:
     sys.stdout.write(json.dumps({"case": name, **what}) + "\n")
 
 
-EXTRA = (packed, inference, layer, operators, chosen, nonfinite)
+EXTRA = (packed, inference, layer, operators, chosen, nonfinite, negative)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ def quick() -> dict[str, dict[str, Any]]:
 
 def test_keeps_its_bounds(quick: dict[str, dict[str, Any]]) -> None:
     measured = [case for case in quick.values() if "errors" in case]
-    assert len(measured) == 11
+    assert len(measured) == 12
     for case in measured:
         assert not case["too_far"], case
 
@@ -69,6 +69,10 @@ def test_a_tile_that_does_not_fit_the_device_is_followed_by_a_smaller_once(quick
 
 def test_what_is_not_a_number_stays_so(quick: dict[str, dict[str, Any]]) -> None:
     assert quick["nonfinite"]["rows"] == [3]
+
+
+def test_logits_far_below_zero_are_as_good_as_any(quick: dict[str, dict[str, Any]]) -> None:
+    assert not quick["negative"]["too_far"], quick["negative"]
 
 
 @pytest.mark.slow

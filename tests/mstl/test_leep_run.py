@@ -75,6 +75,15 @@ def test_a_run_is_scored_on_a_target_of_other_classes(source_run: Path, target: 
     assert (scored.classes, scored.image_size) == (3, SIDE)
 
 
+def test_a_chain_runs_from_the_first_stage_to_the_last(tmp_path: Path, folder: Path, manifest: Manifest) -> None:
+    run = None
+    for stage in ("stl_n", "stl_m", "finetune"):
+        run = make_run(tmp_path / stage, folder / "target", manifest, stage=stage, parent=run)
+    assert run is not None
+    (source,) = open_sources([run], untrained=(), seed=0)
+    assert source.chain == ("stl_n", "stl_m", "finetune")
+
+
 def test_a_target_of_one_class_is_refused_and_all_splits_may_be_one(tmp_path: Path, source_run: Path) -> None:
     make_shards(tmp_path / "one", per_class=1, without=("train", 1))
     with pytest.raises(MstlError, match="all of one class"):
