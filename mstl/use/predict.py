@@ -15,6 +15,7 @@ import torch
 
 from mstl.evaluation.calibration import calibrated
 from mstl.evaluation.explain_files import SPLIT, write_set
+from mstl.evaluation.predictions import check_numbers
 from mstl.runs import now, software
 from mstl.study.checks import check_output
 from mstl.use.heatmaps import Maps, draw_maps, heatmap_files, picture
@@ -168,6 +169,7 @@ def _asked(
             x = found.views["x"].to(network.device)
             with torch.inference_mode():
                 probabilities = network.classifier(x).float().softmax(1).cpu()
+            check_numbers(probabilities.numpy(), f"run {network.record.path}")
             heats, explained = draw_maps(network, x, probabilities) if maps else ({}, [])
             for row, sample_id in enumerate(found.sample_ids.tolist()):
                 if (place := places.pop(sample_id, None)) is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -22,6 +23,7 @@ from mstl.evaluation.evaluate import evaluate_run
 from mstl.evaluation.operating import read_operating
 from mstl.runs import open_run
 from mstl.use.predict import Predicted, predict_files
+from mstl.weights import load_weights, save_weights
 from pipelines.recipe import Inputs
 from shards.errors import MstlError
 from shards.files import sha256_file
@@ -311,6 +313,14 @@ def test_an_unfinished_run_is_refused(shards: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", shards, load_manifest(shards), changes={"status": "interrupted"})
     (run / "weights.safetensors").unlink()
     with pytest.raises(MstlError, match=r"it has no weights \(status: interrupted\)"):
+        predict_files(run, [raw(shards)])
+
+
+def test_a_diverged_network_is_named(shards: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", shards, load_manifest(shards))
+    weights = load_weights(run / "weights.safetensors")
+    save_weights(run / "weights.safetensors", {**weights, "fc.bias": torch.full((2,), torch.nan)})
+    with pytest.raises(MstlError, match="what is no number"):
         predict_files(run, [raw(shards)])
 
 
