@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -42,3 +44,12 @@ def sample_sets(sample_raw: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for source in ("imagenet", "covidx", "covid19-ct"):
         write_shards(read_source(source, sample_raw / source), folder / source, WriteOptions(), QUIET)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ranks_stay_in_their_file() -> Iterator[None]:
+    """What a launcher sets is taken away again: files run one after another in one process, in any order."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    assert {name: os.environ.get(name) for name in names} == before

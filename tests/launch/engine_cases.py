@@ -22,7 +22,7 @@ from mstl.recipes import Recipe, build_recipe
 from pipelines.batch import Batch
 
 CPU = torch.device("cpu")
-ALONE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SET = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")  # by set_environment
 
 
 class Small(nn.Module):
@@ -92,8 +92,9 @@ def plain_training(module: Small, steps: Sequence[Sequence[Batch]], rates: Seque
 def one_rank() -> Iterator[None]:
     """This process as the only rank."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ALONE:
-            patch.delenv(name, raising=False)
+        for name in SET:
+            patch.setenv(name, "")  # noted, so that leaving takes away what is set
+            patch.delenv(name)
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("OMP_NUM_THREADS", "1")
         set_environment()
