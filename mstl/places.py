@@ -18,6 +18,11 @@ def shard_folder(source: str) -> Path:
     return Path("data/shards") / source
 
 
+def heatmap_path(run: Path, split: str) -> Path:
+    """A run's heatmap grid of a split."""
+    return run / "evaluation" / split / "heatmaps.png"
+
+
 def checkpoint_folders(root: Path) -> list[Path]:
     """The checkpoints in a run's folder of them, newest first; whether they are whole is another question."""
     found = [folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdigit()]

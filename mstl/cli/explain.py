@@ -66,7 +66,7 @@ def command(
 
     from mstl.cli.progress import rich_progress
     from mstl.evaluation.explain import explain_run
-    from mstl.study.records import heatmap_path
+    from mstl.places import heatmap_path
     from shards.cache import CacheOptions
 
     if images and shards is not None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mstl.cli.boundary import exit_with, take_sigterm
 from mstl.cli.progress import rich_progress
-from mstl.study.state import LEEP_NAME, heatmaps_of
+from mstl.places import heatmap_path
+from mstl.study.state import LEEP_NAME
 from shards.cache import CacheOptions
 from shards.files import write_atomic
 from shards.progress import Progress
@@ -26,8 +27,8 @@ def evaluate(run: Path, splits: list[str], count: int, progress: Progress) -> No
     for split in splits:
         if not (run / "evaluation" / split / "metrics.json").is_file():
             evaluate_run(run, split=split, progress=progress)
-    if count and not heatmaps_of(run, splits[0]).is_file():
-        explain_run(run, split=splits[0], count=count, out=heatmaps_of(run, splits[0]), progress=progress)
+    if count and not heatmap_path(run, splits[0]).is_file():
+        explain_run(run, split=splits[0], count=count, out=heatmap_path(run, splits[0]), progress=progress)
 
 
 def leep(

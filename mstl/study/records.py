@@ -14,6 +14,7 @@ import numpy as np
 
 from mstl.evaluation.metrics import roc_curve
 from mstl.evaluation.predictions import read_table
+from mstl.places import heatmap_path
 from mstl.runs import RunRecord, best_validation, open_run, read_metrics
 from mstl.study.checks import check_evaluation, check_log
 from mstl.study.figures import Curve
@@ -187,11 +188,6 @@ def _parent(record: RunRecord) -> Parent | None:
 def _parent_at(path: Path, digest: str) -> Parent:
     run = open_run(path) if (path / "run.json").is_file() else None
     return Parent(path=path, digest=digest, run=run, found=run is not None or path.is_file())
-
-
-def heatmap_path(run: Path, split: str) -> Path:
-    """Where a run's heatmap grid lies unless the user says otherwise."""
-    return run / "evaluation" / split / "heatmaps.png"
 
 
 def heatmaps(runs: Sequence[Path], split: str = "test") -> dict[str, Path]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mstl.places import heatmap_path
 from mstl.runs import WEIGHTS_NAME, now
 from mstl.study.planned import Planned, StudyPlan
 from shards.errors import MstlError
@@ -20,7 +21,6 @@ STUDY_SCHEMA = 1
 STUDY_NAME = "study.json"
 COPY_NAME = "study.toml"
 LEEP_NAME = "leep.json"
-HEATMAPS_NAME = "heatmaps.png"
 LOCK_NAME = ".study.lock"  # held while a study runs
 # What a study whose study.json is gone still has.
 _OWN = frozenset({LOCK_NAME, COPY_NAME, "runs", "leep", "report.html", "report-tables"})
@@ -52,13 +52,8 @@ def undone(out: Path, planned: Planned) -> tuple[str, ...]:
         return () if (folder / LEEP_NAME).is_file() else ("leep",)
     left = () if _trained(folder) else ("train",)
     splits = [split for split in planned.evaluate if not (folder / "evaluation" / split / "metrics.json").is_file()]
-    bare = planned.node.spec.explain and not heatmaps_of(folder, planned.evaluate[0]).is_file()
+    bare = planned.node.spec.explain and not heatmap_path(folder, planned.evaluate[0]).is_file()
     return (*left, "judge") if splits or bare else left
-
-
-def heatmaps_of(run: Path, split: str) -> Path:
-    """Where a run's heatmaps lie: `mstl.study.records.heatmap_path`, without its imports."""
-    return run / "evaluation" / split / HEATMAPS_NAME
 
 
 def log_of(planned: Planned) -> str:

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from mstl.places import heatmap_path
 from mstl.study.paper_tables import leep_places
 from mstl.study.render import Picture, natural_width, read_png
 from mstl.study.reported import reported
-from mstl.study.state import heatmaps_of
 from mstl.study.study_files import StudyFacts
 from mstl.study.study_parts import NodePart
 from shards.errors import MstlError
@@ -75,7 +75,7 @@ def heatmap_pictures(facts: StudyFacts) -> tuple[list[Picture], list[str]]:
     pictures = []
     for node in sorted(facts.study.nodes, key=lambda node: node.seed):
         if node.explain and node.state == "finished" and (node.name, node.network) not in shown:
-            file = heatmaps_of(facts.folder / node.path, node.evaluate[0])
+            file = heatmap_path(facts.folder / node.path, node.evaluate[0])
             try:
                 png = read_png(file)
             except MstlError as error:

@@ -18,8 +18,9 @@ from tiny_runs import make_run as make_whole_run
 from tiny_runs import make_shards
 
 from mstl.cli.report import command
+from mstl.places import heatmap_path
 from mstl.study.figures import running_mean
-from mstl.study.records import heatmap_path, heatmaps, read_runs, transfer_gains
+from mstl.study.records import heatmaps, read_runs, transfer_gains
 from mstl.study.render import _duration, _points
 from mstl.study.report import write_report
 from shards.errors import MstlError

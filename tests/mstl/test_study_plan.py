@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from tiny_runs import make_shards
 
+from mstl.places import heatmap_path
 from mstl.study import preflight
 from mstl.study.digests import Code, code_identity
 from mstl.study.estimate import makespan, seconds_left, step_seconds
 from mstl.study.graph import Graph, Node
 from mstl.study.planned import StudyPlan
 from mstl.study.preflight import plan_study
-from mstl.study.records import heatmap_path
 from mstl.study.spec import NodeSpec, read_study
-from mstl.study.state import Failure, Status, StudyState, heatmaps_of, read_status, save_record, undone
+from mstl.study.state import Failure, Status, StudyState, read_status, save_record, undone
 from shards.errors import MstlError
 from shards.schema import load_manifest
 from shards.verdicts import CHECKS, Part, Verdict, save_verdicts
@@ -267,7 +267,7 @@ def leave(out: Path, made: StudyPlan, name: str, *, splits: tuple[str, ...] = ()
         (run / "evaluation" / split).mkdir(parents=True)
         (run / "evaluation" / split / "metrics.json").write_text("{}")
     if heatmaps:
-        heatmaps_of(run, splits[0]).write_bytes(b"png")
+        heatmap_path(run, splits[0]).write_bytes(b"png")
     return run
 
 
