@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mstl.failures import LOST, REPORTS, reported_exits
+from mstl.surroundings import take_stop_signals
 
 if TYPE_CHECKING:
     import psutil
@@ -104,15 +105,13 @@ class Launcher:
         self.received = 0
 
     def __enter__(self) -> Launcher:
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        self._before: dict[int, Any] = {number: signal.signal(number, self._forward) for number in numbers}
+        self._give_back = take_stop_signals(self._forward)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._give_back()
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Ended:
         """Start a launcher and wait until it and all that it started have ended."""

@@ -24,6 +24,7 @@ from mstl.cli.training_options import as_arguments, settle_options, training_opt
 from mstl.failures import LOST, RESTART_CAUSE
 from mstl.hostfile import read_hostfile
 from mstl.places import run_folder, way_on
+from mstl.surroundings import visible_devices
 from shards.errors import MstlError
 
 RECORD_SECONDS = 60.0  # longer than a network file system keeps what it has read
@@ -161,7 +162,7 @@ def _script() -> str:
 
 def _devices(ranks: int | None) -> list[int]:
     """The numbers of this machine's devices, one for each rank; raises MstlError where there are not so many GPUs."""
-    visible = _visible()
+    visible = visible_devices()
     if visible is None:
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
         if ranks is not None and 0 < gpus < ranks:
@@ -188,14 +189,6 @@ def _devices(ranks: int | None) -> list[int]:
     return [int(word) for word in visible[: ranks or len(visible)]]
 
 
-def _visible() -> list[str] | None:
-    """What CUDA_VISIBLE_DEVICES lets be seen: nothing where it is empty or -1; None where it is not set."""
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return None
-    words = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if word.strip()]
-    return [] if words == ["-1"] else words
-
-
 def _finished(out: Path, patience_seconds: float) -> bool:
     """Whether the run's record says so, or comes to say so within the time: another node may be the one to write it."""
     deadline = time.monotonic() + patience_seconds
@@ -210,7 +203,7 @@ def _finished(out: Path, patience_seconds: float) -> bool:
 
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
-    if not Path("/dev/nvidiactl").exists() or _visible() == []:
+    if not Path("/dev/nvidiactl").exists() or visible_devices() == []:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mstl.surroundings import visible_devices
 from shards.errors import MstlError
 
 PerNode = Literal["one", "all"]
@@ -46,13 +47,12 @@ def make_slots(per_node: PerNode, jobs: int | None) -> list[Slot]:
 
 def visible_gpus() -> list[str]:
     """The GPUs that processes started here may use, as CUDA_VISIBLE_DEVICES names them."""
-    words = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if words is None:
-        if not Path("/dev/nvidiactl").exists():
-            return []
-        return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)
-    named = [word.strip() for word in words.split(",") if word.strip()]
-    return [] if named == ["-1"] else named
+    named = visible_devices()
+    if named is not None:
+        return named
+    if not Path("/dev/nvidiactl").exists():
+        return []
+    return sorted((file.name.removeprefix("nvidia") for file in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
 def _seen(gpus: list[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from mstl.run_list import lock_path
 from mstl.study.devices import Slot
@@ -19,6 +19,7 @@ from mstl.study.planned import Planned, StudyPlan
 from mstl.study.processes import failure_of, log_size, start_process, words_of
 from mstl.study.progress import Progress, read_progress
 from mstl.study.state import LOCK_NAME, Status, StudyState, undone
+from mstl.surroundings import take_stop_signals
 from shards.errors import MstlError
 from shards.files import lock_file
 
@@ -61,15 +62,13 @@ class Stop:
         self.number = 0
 
     def __enter__(self) -> Stop:
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        self._before: dict[int, Any] = {number: signal.signal(number, self._take) for number in numbers}
+        self._give_back = take_stop_signals(self._take)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._give_back()
 
     def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         self.count += 1
